@@ -1,0 +1,1 @@
+"""Programs to read and to run. Each says at its top how to start it."""

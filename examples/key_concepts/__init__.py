@@ -1,0 +1,1 @@
+"""The concepts of Skate, one program each: deployment, handles, ingress, FastAPI ingress."""

@@ -1,0 +1,7 @@
+"""``python -m skate`` is the command line."""
+
+from __future__ import annotations
+
+from skate.cli import main
+
+main()

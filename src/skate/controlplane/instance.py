@@ -1,0 +1,329 @@
+"""The instance that this process works with: found running, or started by it and ended with it.
+
+Law: one instance per runtime directory; whoever started it owns it, whoever found it only uses it. Its end is the
+end of all its processes. Everything here blocks; it is for scripts, notebooks and the command line.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from skate.controlplane.client import ControllerClient
+from skate.core.clock import SystemClock
+from skate.core.environment import environment
+from skate.core.errors import AddressInUseError, DeployError, NotRunningError, OptionError
+from skate.core.specs import AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
+from skate.dataplane import caller as callers
+from skate.dataplane.transport.peers import Peer, connect
+from skate.engine.base import AlreadyRunningError, Life, resolve
+from skate.engine.process import Launched, launch
+from skate.engine.runtime_dir import running_pid
+
+T = TypeVar("T")
+EngineName = Literal["process", "inline"]
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
+CONTROLLER_ENTRY = "skate.controlplane.controller:run"
+MODULES = (  # imported once by the supervisor, before everything else is forked from it
+    "skate.controlplane.controller",
+    "skate.dataplane.replica.worker",
+    "skate.dataplane.proxy.server",
+    "uvloop",
+)
+POLL_S = 0.005
+
+
+class Instance:
+    """A connection to a running controller, and the processes behind it if this process started them."""
+
+    def __init__(self, address: str, launched: Launched | None, runtime_dir: str) -> None:
+        self.address = address
+        self.launched = launched
+        self.runtime_dir = runtime_dir
+        self._clock = SystemClock()
+        self._client: ControllerClient | None = None
+        self._inline: tuple[Life, Future[None]] | None = None
+
+    @property
+    def owned(self) -> bool:
+        """Whether this process started it."""
+        return self.launched is not None or self._inline is not None
+
+    # -- connecting -----------------------------------------------------------------------------
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """Runs a coroutine on the process's I/O thread and waits for it."""
+        return callers.io_thread().run(coroutine, timeout_s)
+
+    async def client(self) -> ControllerClient:
+        """Calls to the controller, over a connection that is made again when it was lost."""
+        if self._client is None or self._client.peer.closed:
+            self._client = ControllerClient(await self._peer())
+        return self._client
+
+    async def _peer(self) -> Peer:
+        until = self._clock.now() + START_TIMEOUT_S
+        while True:
+            try:
+                return await connect(self.address, f"driver {os.getpid()}")
+            except NotRunningError:
+                if self.launched is not None and not self.launched.alive():
+                    raise NotRunningError("the instance ended while it was starting; its messages are above") from None
+                if not self.owned or self._clock.now() > until:
+                    raise
+            await self._clock.sleep(POLL_S)
+
+    def wait_listening(self) -> None:
+        """Waits until the proxies listen. Raises AddressInUseError when one cannot, CallTimeoutError after 30 s."""
+        self.run(self._wait_listening(), START_TIMEOUT_S + 5)
+
+    async def _wait_listening(self) -> None:
+        client = await self.client()
+        async for status in client.watch_status():
+            for proxy in status.proxies.values():
+                if proxy.status == "UNHEALTHY":
+                    raise AddressInUseError(f"HTTP cannot be served at {proxy.address}: {proxy.message}")
+            if all(proxy.status == "HEALTHY" for proxy in status.proxies.values()):
+                return
+
+    # -- applications ---------------------------------------------------------------------------
+
+    def deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None = None) -> None:
+        """Deploys an application and waits until it runs. Raises DeployError when it does not become ready."""
+        self.run(self._deploy(spec, on_status))
+        caller = callers.start(self.address)
+        self.run(_settled(caller, f"{spec.name}/{spec.ingress}"), START_TIMEOUT_S)
+
+    async def _deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None) -> None:
+        client = await self.client()
+        await client.deploy(spec)
+        async for status in client.watch_status():
+            if on_status is not None:
+                on_status(status)
+            app = status.applications.get(spec.name)
+            if app is None:
+                raise DeployError(f"application {spec.name!r} was deleted while it was starting")
+            if app.status == "RUNNING":
+                return
+            if app.status == "DEPLOY_FAILED":
+                raise DeployError(f"application {spec.name!r} did not start. {app.message}")
+        raise NotRunningError("the instance ended while the application was starting")
+
+    def delete(self, name: str) -> None:
+        """Deletes an application and waits until its replicas are gone."""
+        self.run(self._delete(name), STOP_TIMEOUT_S)
+
+    async def _delete(self, name: str) -> None:
+        await (await self.client()).delete(name)
+
+    def status(self) -> ServeStatus:
+        """What the controller knows now."""
+        return self.run(self._status(), START_TIMEOUT_S)
+
+    async def _status(self) -> ServeStatus:
+        return await (await self.client()).status()
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Ends the whole instance, whoever started it, and waits until it is gone."""
+        pid = running_pid(self.runtime_dir) if self._inline is None else None
+        try:
+            self.run(self._shutdown(), STOP_TIMEOUT_S)
+        except Exception:
+            if self.launched is None and self._inline is None:
+                raise
+        if self._inline is not None:
+            life, future = self._inline
+            callers.io_thread().loop.call_soon_threadsafe(life.stopping.set)
+            future.result(STOP_TIMEOUT_S)
+            self._inline = None
+        elif self.launched is None and pid is not None:
+            _wait_gone(self.runtime_dir, STOP_TIMEOUT_S)
+        self.leave()
+
+    async def _shutdown(self) -> None:
+        await (await self.client()).shutdown()
+
+    def leave(self) -> None:
+        """Lets go of the instance; one that this process started ends with it."""
+        callers.stop()
+        launched, self.launched = self.launched, None
+        if launched is not None:
+            launched.close(STOP_TIMEOUT_S)
+
+    # -- starting -------------------------------------------------------------------------------
+
+    def begin_inline(self, http: HttpOptions | None) -> None:
+        """Runs the controller, and through it everything else, on this process's I/O thread."""
+        config = ControllerConfig(self.runtime_dir, self.address, http)
+        life_box: list[Life] = []
+
+        async def main() -> None:
+            life = Life(SystemClock(), inline=True)
+            life_box.append(life)
+            await resolve(CONTROLLER_ENTRY)(msgspec.msgpack.encode(config), life)
+
+        future = callers.io_thread().submit(main())
+        while not life_box and not future.done():
+            threading.Event().wait(0.001)
+        if future.done():
+            future.result()
+        self._inline = (life_box[0], future)
+
+
+async def _settled(caller: callers.Caller, key: str) -> None:
+    """Waits until this process's router has heard of the deployment."""
+    clock = caller.router.clock
+    while key not in caller.router.lanes:
+        await clock.sleep(POLL_S)
+
+
+def _wait_gone(runtime_dir: str, timeout_s: float) -> None:
+    clock = SystemClock()
+    until = clock.now() + timeout_s
+    while running_pid(runtime_dir) is not None:
+        if clock.now() > until:
+            raise NotRunningError(f"the instance in {runtime_dir} was told to end and still runs after {timeout_s} s")
+        threading.Event().wait(POLL_S)
+
+
+def _start(http: HttpOptions | None, proxies: int, preload: tuple[str, ...], detached: bool, runtime_dir: str) -> Instance:
+    if http is not None:
+        check_port(http)
+    address = f"unix:{os.path.join(runtime_dir, 'controller.sock')}"
+    config = ControllerConfig(runtime_dir, address, http, proxies)
+    controller = ProcessSpec(
+        "controller", "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
+    )
+    launched = launch(runtime_dir, controller, modules=MODULES, preload=preload, detached=detached)
+    return Instance(address, launched, runtime_dir)
+
+
+def check_port(http: HttpOptions) -> None:
+    """Raises AddressInUseError at once when nobody could listen there. The proxy's own attempt stays the last word."""
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise AddressInUseError(
+                f"cannot listen at {http.host}:{http.port}: {reason}. Choose another port (--port, or "
+                "http_options={'port': ...}; 0 takes a free one) or end what uses this one"
+            ) from None
+
+
+# -- the one of this process ----------------------------------------------------------------------
+
+_lock = threading.RLock()
+_mine: Instance | None = None
+_inline_count = 0
+
+
+def find() -> Instance:
+    """The instance this process works with, or the one that runs in its runtime directory.
+
+    Raises NotRunningError when there is none.
+    """
+    global _mine
+    with _lock:
+        if _mine is not None and not _gone(_mine):
+            return _mine
+        runtime_dir = environment().runtime_dir
+        if running_pid(runtime_dir) is None:
+            raise NotRunningError(
+                "no Skate instance is running: start one with `skate start`, `skate run module:app` or serve.run(app)"
+            )
+        _mine = Instance(f"unix:{os.path.join(runtime_dir, 'controller.sock')}", None, runtime_dir)
+        return _mine
+
+
+def _gone(instance: Instance) -> bool:
+    return instance.launched is not None and not instance.launched.alive()
+
+
+def start(
+    http: HttpOptions | None,
+    *,
+    engine: EngineName = "process",
+    proxies: int = 1,
+    preload: tuple[str, ...] = (),
+    detached: bool = False,
+) -> tuple[Instance, bool]:
+    """The running instance, or a new one. The flag says whether it is new.
+
+    Raises AddressInUseError, OptionError for an unknown engine, ContextError inside a replica's process.
+    """
+    global _mine, _inline_count
+    with _lock:
+        try:
+            return find(), False
+        except NotRunningError:
+            pass
+        if engine == "inline":
+            _inline_count += 1
+            name = f"{os.getpid()}-{_inline_count}"
+            _mine = Instance(f"memory:controller-{name}", None, name)
+            _mine.begin_inline(http)
+        elif engine == "process":
+            _mine = _launch(http, proxies, preload, detached)
+        else:
+            raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
+        instance = _mine
+    try:
+        instance.wait_listening()
+    except BaseException:
+        forget()
+        raise
+    if detached:
+        instance.launched = None  # it lives on when this process ends
+    return instance, True
+
+
+def _launch(http: HttpOptions | None, proxies: int, preload: tuple[str, ...], detached: bool) -> Instance:
+    runtime_dir = environment().runtime_dir
+    try:
+        return _start(http, proxies, preload, detached, runtime_dir)
+    except AlreadyRunningError:  # another process was faster, or the last one is still ending
+        until = SystemClock().now() + START_TIMEOUT_S
+        while SystemClock().now() < until:
+            if running_pid(runtime_dir) is not None:
+                return Instance(f"unix:{os.path.join(runtime_dir, 'controller.sock')}", None, runtime_dir)
+            threading.Event().wait(POLL_S)
+            try:
+                return _start(http, proxies, preload, detached, runtime_dir)
+            except AlreadyRunningError:
+                continue
+        raise
+
+
+def forget() -> None:
+    """Leaves the instance; what this process started ends."""
+    global _mine
+    with _lock:
+        instance, _mine = _mine, None
+    if instance is not None:
+        if instance._inline is not None:
+            instance.shutdown()
+        else:
+            instance.leave()
+
+
+def _forget_in_child() -> None:
+    global _mine
+    _mine = None
+
+
+atexit.register(forget)
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,1 @@
+"""Floor 1: the vocabulary. Standard library and msgspec only; imports nothing of Skate above it."""

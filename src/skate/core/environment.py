@@ -1,0 +1,80 @@
+"""The one door to the environment. Law: no other module of Skate reads or writes ``os.environ``.
+
+Four variables count; they are read once, checked, and are a frozen value from then on. Whatever else may be
+set is an option (``core/options.py``), so that two runs with the same arguments do the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from skate.core.errors import OptionError
+
+DEFAULT_INSTANCE: Final = "default"
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+INSTANCE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
+RUNTIME_DIR_MAX: Final = 80  # bytes; a Unix socket path ends at 103 (macOS) or 107 (Linux), its name needs the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the environment says. ``runtime_base`` is absolute; ``log_level`` is one of ``LOG_LEVELS``."""
+
+    runtime_base: str
+    instance: str = DEFAULT_INSTANCE
+    log_level: str = "INFO"
+
+    @property
+    def runtime_dir(self) -> str:
+        """The folder of this instance: its sockets and its state, nothing else."""
+        return os.path.join(self.runtime_base, self.instance)
+
+
+def read(variables: Mapping[str, str], uid: int) -> Environment:
+    """The value that these variables mean. An empty variable counts as not set.
+
+    Raises OptionError naming the variable that is wrong.
+    """
+    instance = variables.get("SKATE_INSTANCE") or DEFAULT_INSTANCE
+    if not INSTANCE_NAME.fullmatch(instance):
+        raise OptionError(
+            f"SKATE_INSTANCE={instance!r} cannot name an instance: use 1 to 32 letters, digits, '_', '-' or '.', "
+            "not starting with '-' or '.'"
+        )
+    level = (variables.get("SKATE_LOG_LEVEL") or "INFO").upper()
+    if level not in LOG_LEVELS:
+        raise OptionError(f"SKATE_LOG_LEVEL={level!r} is no log level: use one of {', '.join(LOG_LEVELS)}")
+    found = Environment(_runtime_base(variables, uid), instance, level)
+    if len(os.fsencode(found.runtime_dir)) > RUNTIME_DIR_MAX:
+        raise OptionError(
+            f"the runtime folder {found.runtime_dir!r} is longer than {RUNTIME_DIR_MAX} bytes, its sockets would not "
+            "fit into a Unix socket path: set SKATE_RUNTIME_DIR to a shorter folder"
+        )
+    return found
+
+
+def _runtime_base(variables: Mapping[str, str], uid: int) -> str:
+    if chosen := variables.get("SKATE_RUNTIME_DIR"):
+        if not os.path.isabs(chosen):
+            raise OptionError(f"SKATE_RUNTIME_DIR={chosen!r} is not absolute: write the path from '/' on")
+        return os.path.normpath(chosen)
+    desktop = variables.get("XDG_RUNTIME_DIR")
+    if desktop and os.path.isabs(desktop):  # its own specification says to ignore a relative one
+        return os.path.join(os.path.normpath(desktop), "skate")
+    return f"/tmp/skate-{uid}"
+
+
+@functools.cache
+def environment() -> Environment:
+    """The environment of this process, read at the first call."""
+    return read(os.environ, os.getuid())
+
+
+def export(variables: Mapping[str, str]) -> None:
+    """Sets variables of this process for user code that will run in it (``runtime_env: env_vars`` of a replica)."""
+    os.environ.update(variables)

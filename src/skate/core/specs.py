@@ -1,0 +1,259 @@
+"""The plain values that everything exchanges: what is wanted, what is seen, what routers are told.
+
+Law: immutable, comparable, made of plain data (msgspec encodes every one of them as msgpack), no behaviour.
+Code and constructor arguments travel inside as opaque bytes that only a replica ever unpickles.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from skate.core.options import DeploymentOptions
+
+
+class HandleRef(msgspec.Struct, frozen=True):
+    """Stands in constructor arguments where the user put a bound deployment; the replica makes a handle of it."""
+
+    app: str
+    deployment: str
+
+
+class CodeRef(msgspec.Struct, frozen=True):
+    """Where the user's class or function comes from: exactly one of the two is set.
+
+    ``import_path`` is ``module:qualname`` and leads to the class, the function or the Deployment around it;
+    ``pickled`` is a cloudpickle of the class or function itself (``__main__``, notebooks, closures).
+    """
+
+    import_path: str | None = None
+    pickled: bytes | None = None
+
+
+class DeploymentSpec(msgspec.Struct, frozen=True):
+    """One deployment of an application, as wanted."""
+
+    app: str
+    name: str
+    code: CodeRef
+    init: bytes  # pickle of (args, kwargs), with HandleRef in place of bound deployments
+    options: DeploymentOptions
+    kind: Literal["class", "function"] = "class"
+    ingress: bool = False  # the one that gets HTTP requests
+    asgi: bool = False  # made by serve.ingress: speaks ASGI instead of __call__(request)
+    version: str = ""  # hash of code, init and the options that need a restart
+
+    @property
+    def key(self) -> str:
+        return f"{self.app}/{self.name}"
+
+
+class AppSpec(msgspec.Struct, frozen=True):
+    """One application, as wanted. ``route_prefix`` None: not reachable by HTTP."""
+
+    name: str
+    route_prefix: str | None
+    ingress: str  # name of the ingress deployment
+    deployments: tuple[DeploymentSpec, ...]
+    sys_path: tuple[str, ...] = ()  # put in front of the replica's sys.path
+    cwd: str | None = None
+
+
+class HttpOptions(msgspec.Struct, frozen=True):
+    """Where and how HTTP is served. Bounds are declared in ``core.options``."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    root_path: str = ""
+    request_timeout_s: float | None = None
+    keep_alive_timeout_s: float = 90.0
+    max_body_bytes: int = 100 * 1024 * 1024
+    show_traceback: bool = False  # put the traceback of user errors into 500 bodies
+
+
+# -- processes ----------------------------------------------------------------------------------
+
+
+class ProcessSpec(msgspec.Struct, frozen=True):
+    """A process (or, inline, a task) that an engine shall run.
+
+    ``entry`` is ``module:function``, called with ``config`` (msgpack of the role's own config value) in the
+    new process; so no engine imports what it runs. ``title`` is what ``ps`` shows.
+    """
+
+    id: str
+    role: Literal["controller", "proxy", "replica"]
+    title: str
+    entry: str
+    config: bytes
+
+
+class ReplicaConfig(msgspec.Struct, frozen=True):
+    """What a replica is started with (``ProcessSpec.config`` of role replica)."""
+
+    id: str
+    deployment: DeploymentSpec
+    address: str  # where it listens: unix:/path or memory:name
+    controller: str  # address of the controller
+    sys_path: tuple[str, ...] = ()
+    cwd: str | None = None
+
+
+class ProxyConfig(msgspec.Struct, frozen=True):
+    """What a proxy is started with (``ProcessSpec.config`` of role proxy)."""
+
+    id: str
+    controller: str
+    http: HttpOptions
+    share_port: bool = False  # other proxies listen on the same port (SO_REUSEPORT)
+
+
+class ControllerConfig(msgspec.Struct, frozen=True):
+    """What the controller is started with (``ProcessSpec.config`` of role controller)."""
+
+    runtime_dir: str
+    address: str
+    http: HttpOptions | None  # None: no HTTP at all
+    proxies: int = 1
+
+
+ReplicaPhase = Literal["starting", "importing", "loading", "ready", "draining", "failed"]
+
+
+class ReplicaReport(msgspec.Struct, frozen=True):
+    """What a replica tells the controller about itself, at every change of phase and of load."""
+
+    id: str
+    phase: ReplicaPhase
+    pid: int
+    message: str = ""  # for failed: the cause with its traceback
+
+
+class ProxyReport(msgspec.Struct, frozen=True):
+    """What a proxy tells the controller: is it listening, or why not."""
+
+    id: str
+    phase: Literal["starting", "ready", "failed"]
+    pid: int
+    host: str = ""
+    port: int = 0
+    message: str = ""
+
+
+class LedgerReport(msgspec.Struct, frozen=True):
+    """Counts of calls of one process since its start; ``accepted == sum of outcomes + open`` always."""
+
+    accepted: int = 0
+    open: int = 0
+    ok: int = 0
+    user_error: int = 0
+    refused: int = 0
+    timed_out: int = 0
+    cancelled: int = 0
+    lost: int = 0
+
+
+# -- what routers are told ----------------------------------------------------------------------
+
+
+class ReplicaTarget(msgspec.Struct, frozen=True):
+    """A replica that may be sent calls."""
+
+    id: str
+    address: str
+
+
+class DeploymentTarget(msgspec.Struct, frozen=True):
+    """One deployment as routers see it. ``unavailable``: why calls must fail now instead of waiting."""
+
+    app: str
+    name: str
+    max_ongoing_requests: int
+    max_queued_requests: int
+    replicas: tuple[ReplicaTarget, ...] = ()
+    unavailable: str | None = None
+    asgi: bool = False
+    backpressure_status: int = 503
+    retry_after_s: float | None = None
+    ingress: bool = False  # the one that serve.get_app_handle leads to
+
+    @property
+    def key(self) -> str:
+        return f"{self.app}/{self.name}"
+
+
+class Route(msgspec.Struct, frozen=True):
+    """An application that HTTP reaches under a prefix."""
+
+    prefix: str
+    app: str
+    deployment: str
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything a router needs. The last one wins; ``generation`` only grows within one controller.
+
+    With ``whole`` False only the named deployments changed (None: gone) and ``routes`` None means unchanged.
+    """
+
+    generation: int
+    whole: bool
+    deployments: dict[str, DeploymentTarget | None]
+    routes: tuple[Route, ...] | None = None
+
+
+# -- status -------------------------------------------------------------------------------------
+
+ApplicationState = Literal["NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED", "RUNNING", "UNHEALTHY", "DELETING"]
+DeploymentState = Literal["UPDATING", "HEALTHY", "UNHEALTHY", "DEPLOY_FAILED", "UPSCALING", "DOWNSCALING"]
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """One replica: its phase and for how many seconds it has been in it."""
+
+    id: str
+    phase: ReplicaPhase
+    pid: int
+    phase_s: float
+    message: str = ""
+
+
+class DeploymentStatus(msgspec.Struct, frozen=True):
+    """One deployment."""
+
+    name: str
+    status: DeploymentState
+    message: str
+    target_replicas: int
+    replicas: tuple[ReplicaStatus, ...] = ()
+
+
+class ApplicationStatus(msgspec.Struct, frozen=True):
+    """One application."""
+
+    name: str
+    status: ApplicationState
+    message: str
+    route_prefix: str | None
+    last_deployed_time_s: float
+    deployments: dict[str, DeploymentStatus] = {}
+
+
+class ProxyStatus(msgspec.Struct, frozen=True):
+    """One proxy."""
+
+    id: str
+    status: Literal["STARTING", "HEALTHY", "UNHEALTHY", "DRAINING"]
+    pid: int
+    address: str
+    message: str = ""
+
+
+class ServeStatus(msgspec.Struct, frozen=True):
+    """The whole instance, as ``serve.status()`` and ``skate status --json`` show it."""
+
+    controller_pid: int = 0
+    proxies: dict[str, ProxyStatus] = {}
+    applications: dict[str, ApplicationStatus] = {}
+    calls: LedgerReport = LedgerReport()

@@ -1,0 +1,216 @@
+"""The call record: one for every call a router accepts, from acceptance to its one outcome.
+
+Law: a call ends exactly once, with one Outcome, and its owner hears ``on_end`` exactly once. Its marks say how far
+it came: what was not started may be sent again, what was started may not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from skate.core.context import RequestContext
+from skate.core.errors import RequestCancelledError
+from skate.dataplane.ledger import Outcome
+from skate.dataplane.transport.failure import UserFailure, decode_failure
+from skate.dataplane.wire.frames import split_head
+from skate.dataplane.wire.head import CallHead, ReplyHead, decode_reply, encode_head
+
+if TYPE_CHECKING:
+    from skate.dataplane.router import Lane, Link, Router
+
+ATTEMPTS_MAX = 16  # times one call is sent before it fails: bounds what a flapping replica can cost
+
+
+class Call:
+    """Base record; a subclass says what becomes of the answer (``on_reply_head``, ``on_chunk``, ``on_end``)."""
+
+    __slots__ = (
+        "accepted_at",
+        "attempts",
+        "body",
+        "complete",
+        "context",
+        "deadline",
+        "deployment_key",
+        "ended_at",
+        "head",
+        "lane",
+        "link",
+        "more",
+        "outcome",
+        "queued",
+        "router",
+        "sent_at",
+        "sequence",
+        "started",
+        "timer",
+        "waiter",
+        "wire_id",
+    )
+
+    def __init__(self, deployment_key: str, head: CallHead, deadline: float | None = None) -> None:
+        self.deployment_key = deployment_key  # "<app>/<deployment>"
+        self.head = head
+        self.deadline = deadline  # on the router's clock
+        self.body = b""
+        self.complete = True
+        self.more: list[tuple[bytes, bool]] | None = None  # input sent after the body, kept until started
+        self.sequence = 0  # order of arrival at the router
+        self.accepted_at = 0.0
+        self.sent_at = 0.0
+        self.ended_at = 0.0
+        self.attempts = 0
+        self.started = False
+        self.outcome: Outcome | None = None
+        self.router: Router | None = None
+        self.lane: Lane | None = None
+        self.queued = False  # waits in its lane
+        self.link: Link | None = None  # the replica that has it
+        self.wire_id = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        self.context: RequestContext | None = None  # the request under which this call was made
+
+    @property
+    def request_id(self) -> str:
+        return self.head.request_id
+
+    # -- for the owner --------------------------------------------------------------------------
+
+    def on_reply_head(self, head: ReplyHead) -> None:
+        """An HTTP answer begins."""
+
+    def on_chunk(self, data: bytes) -> None:
+        """A part of the answer; give credit with ``consumed`` when it is dealt with."""
+
+    def on_end(self, error: BaseException | None) -> None:
+        """The call has its outcome; ``error`` is None for ok."""
+
+    def consumed(self, size: int) -> None:
+        """A chunk of ``size`` bytes was dealt with: the callee may send more."""
+        if self.link is not None and self.link.peer is not None and self.outcome is None:
+            self.link.peer.take(self.wire_id, size)
+
+    def cancel(self, reason: str = "cancelled by the caller") -> bool:
+        """Ends the call if it is still under way; the replica is told. False: it had ended already."""
+        if self.outcome is not None:
+            return False
+        error = RequestCancelledError(f"request {self.request_id} to {self.deployment_key} was cancelled: {reason}")
+        self.drop(Outcome.CANCELLED, error, reason)
+        return True
+
+    async def send(self, data: bytes, last: bool = False) -> None:
+        """A further chunk of input; waits while the call waits for a replica or the replica gives no credit."""
+        while self.outcome is None and not self._may_send():
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        if self.outcome is None and self.link is not None and self.link.peer is not None:
+            if not self.started:
+                self.more = [] if self.more is None else self.more
+                self.more.append((data, last))
+            self.link.peer.send(self.wire_id, data, last)
+
+    async def send_end(self) -> None:
+        """The input is complete (after the last ``send``)."""
+        await self.send(b"", True)
+
+    def _may_send(self) -> bool:
+        link = self.link
+        return link is not None and link.peer is not None and link.peer.may_send(self.wire_id)
+
+    # -- for the router -------------------------------------------------------------------------
+
+    def encoded_head(self, now: float) -> bytes:
+        """The head as it goes on the wire, with the seconds that are left."""
+        if self.deadline is not None:
+            self.head.timeout_s = max(0.0, self.deadline - now)
+        return encode_head(self.head)
+
+    def drop(self, outcome: Outcome, error: BaseException, reason: str) -> None:
+        """Ends the call from our side, wherever it is."""
+        link = self.link
+        if link is not None and link.peer is not None:
+            link.peer.cancel(self.wire_id, reason)
+        self.end(outcome, error)
+
+    def end(self, outcome: Outcome, error: BaseException | None) -> None:
+        """Gives the call its outcome; later attempts to do so are ignored."""
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.body = b""
+        self.more = None
+        if self.context is not None:
+            self.context.children.discard(self)
+            self.context = None
+        if self.router is not None:
+            self.router.count(self)
+        if self.lane is not None:
+            self.lane.call_ended(self)
+        self.wake()
+        self.on_end(error)
+
+    def wake(self) -> None:
+        """Whoever waits to send more input looks again."""
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # -- CallSink: what the wire says -----------------------------------------------------------
+
+    def wire_started(self) -> None:
+        self.started = True
+        self.body = b""
+        self.more = None
+
+    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+        self.started = True
+        if headed:
+            raw, body = split_head(body)
+            self.on_reply_head(decode_reply(raw))
+        if body or not (last or headed):
+            self.on_chunk(body)
+        if last:
+            self.end(Outcome.OK, None)
+
+    def wire_failed(self, body: bytes) -> None:
+        error = decode_failure(body)
+        if isinstance(error, UserFailure):
+            self.end(Outcome.USER_ERROR, error)
+        else:
+            self.end(outcome_of(error), error)
+
+    def wire_refused(self) -> None:
+        lane = self.lane
+        if self.outcome is None and lane is not None:
+            lane.call_refused(self)
+
+    def wire_credit(self) -> None:
+        self.wake()
+
+    def wire_lost(self, error: Exception | None) -> None:
+        lane = self.lane
+        if self.outcome is None and lane is not None:
+            lane.call_lost(self)
+
+
+_OUTCOMES = {
+    "CallTimeoutError": Outcome.TIMED_OUT,
+    "RequestCancelledError": Outcome.CANCELLED,
+    "BackPressureError": Outcome.REFUSED,
+    "DeploymentUnavailableError": Outcome.REFUSED,
+    "ReplicaDiedError": Outcome.LOST,
+}
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The outcome that one of Skate's own errors stands for; what blames neither load nor loss is the callee's error."""
+    return _OUTCOMES.get(type(error).__name__, Outcome.USER_ERROR)
+
+
+EndCallback = Callable[[BaseException | None], None]

@@ -1,0 +1,542 @@
+"""The caller's end in Python: handles and the responses they give.
+
+Law: ``remote`` never blocks; a response has exactly one end and can be asked for it any number of times, from any
+thread or loop. On the router's own loop (in a replica) nothing but a future lies between caller and wire;
+elsewhere the loop is reached by ``call_soon_threadsafe``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from typing import Any, Generic, NoReturn, TypeVar
+
+from skate.authoring.code import dumps, loads
+from skate.core import context
+from skate.core.errors import (
+    CallTimeoutError,
+    CodeError,
+    OptionError,
+    RequestCancelledError,
+    ResultInLoopError,
+    StreamMismatchError,
+)
+from skate.core.ids import request_id
+from skate.dataplane import caller as callers
+from skate.dataplane.call import Call
+from skate.dataplane.caller import Caller
+from skate.dataplane.transport.failure import rebuild
+from skate.dataplane.wire.head import PYTHON, CallHead
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Resolver = Callable[[Any], Awaitable[Any]]
+_resolvers: dict[type, Resolver] = {}  # arguments of these types are replaced by what the resolver gives
+_NO_ARGUMENTS = dumps(((), {}))
+
+
+class _Forwarded:
+    """A value that is passed on as it came: the callee unpickles it, the caller never does."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        return loads, (self.raw,)
+
+
+class _UnaryCall(Call):
+    """The record of a call with one answer."""
+
+    __slots__ = ("raw", "response")
+
+    def __init__(self, key: str, head: CallHead, deadline: float | None, response: Response[Any]) -> None:
+        super().__init__(key, head, deadline)
+        self.response = response
+        self.raw = b""
+
+    def on_chunk(self, data: bytes) -> None:
+        self.raw = data
+
+    def on_end(self, error: BaseException | None) -> None:
+        self.response._finish(self.raw, error)
+
+
+class _StreamCall(Call):
+    """The record of a call that answers with a stream."""
+
+    __slots__ = ("response",)
+
+    def __init__(self, key: str, head: CallHead, deadline: float | None, response: ResponseStream[Any]) -> None:
+        super().__init__(key, head, deadline)
+        self.response = response
+
+    def on_chunk(self, data: bytes) -> None:
+        self.response._arrived(data)
+
+    def on_end(self, error: BaseException | None) -> None:
+        self.response._finish(error)
+
+
+class _Answer:
+    """What both kinds of response share: the call, its end, and who waits for it."""
+
+    __slots__ = ("_call", "_caller", "_done", "_error", "_listeners", "_request_id")
+
+    def __init__(self, caller: Caller, request_id: str) -> None:
+        self._caller = caller
+        self._request_id = request_id
+        self._call: Call | None = None
+        self._done = False
+        self._error: BaseException | None = None
+        self._listeners: list[Callable[[], object]] = []
+
+    @property
+    def request_id(self) -> str:
+        """The id that this call has in logs and in calls made under it."""
+        return self._request_id
+
+    def cancel(self) -> None:
+        """Ends the call if it is still under way: it leaves the queue, or its task in the replica is cancelled.
+
+        Whoever waits for the response gets RequestCancelledError. Synchronous code that already runs cannot be
+        interrupted; its result is dropped.
+        """
+        self._on_loop(self._cancel)
+
+    def cancelled(self) -> bool:
+        """Whether the call ended by being cancelled."""
+        return isinstance(self._error, RequestCancelledError)
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._done
+
+    def _cancel(self) -> None:
+        if self._call is not None:
+            self._call.cancel("cancel() was called")
+        elif not self._done:
+            self._failed(RequestCancelledError(f"request {self._request_id} was cancelled before it was sent"))
+
+    def _failed(self, error: BaseException) -> None:
+        raise NotImplementedError
+
+    def _on_loop(self, function: Callable[..., object], *args: Any) -> None:
+        if asyncio._get_running_loop() is self._caller.loop:
+            function(*args)
+        else:
+            self._caller.loop.call_soon_threadsafe(function, *args)
+
+    def _when_done(self, listener: Callable[[], object]) -> None:
+        if self._done:
+            listener()
+        else:
+            self._listeners.append(listener)
+
+    def _settle(self, error: BaseException | None) -> None:
+        self._error = error
+        self._done = True
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener()
+
+    def _raise(self) -> NoReturn:
+        error = self._error
+        assert error is not None
+        rebuilt = rebuild(error)
+        self._error = rebuilt
+        raise rebuilt
+
+    def __reduce__(self) -> NoReturn:
+        raise CodeError(
+            "a response cannot be sent inside another value: give it to .remote() as an argument of its own, "
+            "where it is replaced by its value, or await it first"
+        )
+
+
+class Response(_Answer, Generic[R]):
+    """The answer of a call, now or later.
+
+    ``await response`` gives the value or raises what the callee raised, any number of times and on any loop;
+    ``response.result()`` does the same for code without a loop. Given as an argument of its own to another
+    ``.remote()``, the callee receives the value and nobody waits in between.
+    """
+
+    __slots__ = ("_raw", "_value")
+
+    def __init__(self, caller: Caller, request_id: str) -> None:
+        super().__init__(caller, request_id)
+        self._raw: bytes | None = None
+        self._value: Any = None
+
+    def __await__(self) -> Generator[Any, None, R]:
+        if not self._done:
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+            if loop is self._caller.loop:
+                self._listeners.append(lambda: None if waiter.done() else waiter.set_result(None))
+            else:
+                self._on_loop(self._when_done, _wake_on(loop, waiter))
+            yield from waiter
+        return self._get()
+
+    def result(self, *, timeout_s: float | None = None) -> R:
+        """Waits for the value, at most ``timeout_s`` seconds (None: as long as it takes).
+
+        Raises what the callee raised, CallTimeoutError (a TimeoutError) when the time is over (the call goes on
+        and may be asked again), ResultInLoopError on a thread whose event loop is running.
+        """
+        if asyncio._get_running_loop() is not None:
+            raise ResultInLoopError("result() would block the running event loop: use `await response` instead")
+        if not self._done:
+            event = threading.Event()
+            self._on_loop(self._when_done, event.set)
+            if not event.wait(timeout_s):
+                raise CallTimeoutError(f"request {self._request_id} has no result after {timeout_s} s; it goes on")
+        return self._get()
+
+    def _get(self) -> R:
+        if self._error is not None:
+            self._raise()
+        if self._raw is not None:
+            self._value, self._raw = loads(self._raw), None
+        value: R = self._value
+        return value
+
+    def _finish(self, raw: bytes, error: BaseException | None) -> None:
+        self._raw = raw if error is None else None
+        self._settle(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self._finish(b"", error)
+
+    async def resolve(self) -> Any:
+        """The value for another call: still pickled where it was not looked at here."""
+        if not self._done:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._when_done(lambda: None if waiter.done() else waiter.set_result(None))
+            await waiter
+        if self._error is not None:
+            self._raise()
+        raw = self._raw
+        return self._value if raw is None else _Forwarded(raw)
+
+    def __iter__(self) -> NoReturn:
+        raise StreamMismatchError("this call has one answer: await it, or call with handle.options(stream=True)")
+
+    def __aiter__(self) -> NoReturn:
+        raise StreamMismatchError("this call has one answer: await it, or call with handle.options(stream=True)")
+
+    def __repr__(self) -> str:
+        return f"<Response {self._request_id} {'done' if self._done else 'under way'}>"
+
+
+class ResponseStream(_Answer, Generic[R]):
+    """The items that a generator in a replica yields: ``async for`` on any loop, ``for`` without one.
+
+    The callee is held back when the items are not taken: about a megabyte waits here, the rest is not made yet.
+    """
+
+    __slots__ = ("_items", "_taken")
+
+    def __init__(self, caller: Caller, request_id: str) -> None:
+        super().__init__(caller, request_id)
+        self._items: deque[bytes] = deque()
+        self._taken: deque[bytes] = deque()  # fetched from the loop's side by another thread or loop
+
+    def __aiter__(self) -> AsyncIterator[R]:
+        return self
+
+    async def __anext__(self) -> R:
+        loop = asyncio.get_running_loop()
+        if loop is not self._caller.loop:
+            return await self._next_elsewhere(loop)
+        while not self._items:
+            if self._done:
+                self._stop(StopAsyncIteration)
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._listeners.append(lambda waiter=waiter: None if waiter.done() else waiter.set_result(None))  # type: ignore[misc]
+            await waiter
+        raw = self._items.popleft()
+        if self._call is not None:
+            self._call.consumed(len(raw))
+        value: R = loads(raw)
+        return value
+
+    async def _next_elsewhere(self, loop: asyncio.AbstractEventLoop) -> R:
+        while not self._taken:
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._on_loop(self._fetch, _wake_on(loop, waiter))
+            await waiter
+            if not self._taken and self._done and not self._items:
+                self._stop(StopAsyncIteration)
+        value: R = loads(self._taken.popleft())
+        return value
+
+    def __iter__(self) -> Iterator[R]:
+        return self
+
+    def __next__(self) -> R:
+        if asyncio._get_running_loop() is not None:
+            raise ResultInLoopError("a for loop over a stream would block the running event loop: use `async for`")
+        while not self._taken:
+            event = threading.Event()
+            self._on_loop(self._fetch, event.set)
+            event.wait()
+            if not self._taken and self._done and not self._items:
+                self._stop(StopIteration)
+        value: R = loads(self._taken.popleft())
+        return value
+
+    def _stop(self, stop: type[Exception]) -> NoReturn:
+        if self._error is not None:
+            self._raise()
+        raise stop
+
+    def _fetch(self, wake: Callable[[], object]) -> None:
+        """Hands all items that are here to another thread, or wakes it when some come (on the router's loop)."""
+        if not self._items and not self._done:
+            self._listeners.append(lambda: self._fetch(wake))
+            return
+        while self._items:
+            raw = self._items.popleft()
+            if self._call is not None:
+                self._call.consumed(len(raw))
+            self._taken.append(raw)
+        wake()
+
+    def _arrived(self, data: bytes) -> None:
+        self._items.append(data)
+        if self._listeners:
+            listeners, self._listeners = self._listeners, []
+            for listener in listeners:
+                listener()
+
+    def _finish(self, error: BaseException | None) -> None:
+        self._settle(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self._finish(error)
+
+    def __await__(self) -> NoReturn:
+        raise StreamMismatchError("a stream has no single value: iterate it, or call without stream=True")
+
+    def result(self, *, timeout_s: float | None = None) -> NoReturn:
+        """A stream has no single result; always raises StreamMismatchError."""
+        raise StreamMismatchError("a stream has no single result: iterate it, or call without stream=True")
+
+    async def resolve(self) -> NoReturn:
+        raise CodeError("a stream cannot be an argument of another call: collect its items first")
+
+    def __repr__(self) -> str:
+        return f"<ResponseStream {self._request_id} {'done' if self._done else 'under way'}>"
+
+
+def _wake_on(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> Callable[[], object]:
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def from_elsewhere() -> None:
+        try:
+            loop.call_soon_threadsafe(wake)
+        except RuntimeError:  # the loop that waited is closed: nobody waits any more
+            pass
+
+    return from_elsewhere
+
+
+_OPTION_NAMES = ("method_name", "stream", "timeout_s")
+
+
+class DeploymentHandle(Generic[T]):
+    """Calls the replicas of one deployment: ``handle.remote(...)`` its ``__call__``, ``handle.method.remote(...)`` a method.
+
+    Handles are values: they compare by what they lead to, can be pickled into another deployment or process, and
+    be used by any number of threads. They hold no connection.
+    """
+
+    __slots__ = ("_address", "_app", "_deployment", "_method", "_methods", "_stream", "_timeout_s")
+
+    def __init__(
+        self,
+        app: str,
+        deployment: str,
+        method: str = "__call__",
+        stream: bool = False,
+        timeout_s: float | None = None,
+        address: str | None = None,
+    ) -> None:
+        self._app = app
+        self._deployment = deployment
+        self._method = method
+        self._stream = stream
+        self._timeout_s = timeout_s
+        self._address = address
+        self._methods: dict[str, DeploymentHandle[T]] = {}
+
+    @property
+    def app_name(self) -> str:
+        """The application."""
+        return self._app
+
+    @property
+    def deployment_name(self) -> str:
+        """The deployment."""
+        return self._deployment
+
+    def options(self, **options: Any) -> DeploymentHandle[T]:
+        """A copy with other options; this handle stays as it is.
+
+        ``method_name``: the method that ``remote`` calls (default ``__call__``). ``stream``: the method is a
+        generator, ``remote`` gives a ResponseStream (default False). ``timeout_s``: seconds after which a
+        call ends with CallTimeoutError (default None: only the deadline of the request it is made under).
+
+        Raises OptionError for anything else.
+        """
+        for name in options:
+            if name not in _OPTION_NAMES:
+                raise OptionError(f"handle.options() knows no {name!r}; it knows {', '.join(_OPTION_NAMES)}")
+        method = options.get("method_name", self._method)
+        stream = options.get("stream", self._stream)
+        timeout_s = options.get("timeout_s", self._timeout_s)
+        if not isinstance(method, str) or not method:
+            raise OptionError(f"method_name must be the name of a method, not {method!r}")
+        if not isinstance(stream, bool):
+            raise OptionError(f"stream must be True or False, not {stream!r}")
+        if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+            raise OptionError(f"timeout_s must be a number of seconds above 0 or None, not {timeout_s!r}")
+        return DeploymentHandle(self._app, self._deployment, method, stream, timeout_s, self._address)
+
+    def __getattr__(self, name: str) -> DeploymentHandle[T]:
+        if name.startswith("__") and name != "__call__":
+            raise AttributeError(name)
+        methods = self._methods
+        handle = methods.get(name)
+        if handle is None:
+            handle = DeploymentHandle(self._app, self._deployment, name, self._stream, self._timeout_s, self._address)
+            methods[name] = handle
+        return handle
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the method with these arguments and returns at once with a Response (ResponseStream with ``stream=True``).
+
+        A Response among the arguments is replaced by its value before the call is sent. Raises CodeError when an
+        argument cannot be pickled, NotRunningError when this process is connected to no instance.
+        """
+        caller = callers.current(self._address)
+        under = context.request.get()
+        id = under.request_id if under is not None else request_id()
+        answer: Any = ResponseStream(caller, id) if self._stream else Response(caller, id)
+        for argument in args:
+            if type(argument) in _resolvers:
+                return self._resolve_first(answer, under, args, kwargs)
+        for argument in kwargs.values():
+            if type(argument) in _resolvers:
+                return self._resolve_first(answer, under, args, kwargs)
+        body = dumps((args, kwargs)) if args or kwargs else _NO_ARGUMENTS
+        answer._on_loop(self._submit, answer, under, body)
+        return answer
+
+    def _submit(self, answer: Any, under: context.RequestContext | None, body: bytes) -> None:
+        if answer._done:  # cancelled while its arguments were resolved
+            return
+        caller = answer._caller
+        deadline = under.deadline if under is not None else None
+        if self._timeout_s is not None:
+            own = caller.router.clock.now() + self._timeout_s
+            deadline = own if deadline is None or own < deadline else deadline
+        head = CallHead(PYTHON, self._method, answer._request_id, None, self._stream, self._app)
+        make: Any = _StreamCall if self._stream else _UnaryCall
+        call = make(f"{self._app}/{self._deployment}", head, deadline, answer)
+        call.context = under
+        answer._call = call
+        caller.router.submit(call, body)
+
+    def _resolve_first(
+        self, answer: Any, under: context.RequestContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        answer._on_loop(answer._caller.spawn, self._resolve(answer, under, args, kwargs))
+        return answer
+
+    async def _resolve(
+        self, answer: Any, under: context.RequestContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        try:
+            values = tuple([await _resolved(value) for value in args])
+            named = {name: await _resolved(value) for name, value in kwargs.items()}
+            self._submit(answer, under, dumps((values, named)))
+        except asyncio.CancelledError:
+            answer._failed(RequestCancelledError(f"request {answer.request_id} was cancelled while its arguments were awaited"))
+            raise
+        except Exception as error:
+            answer._failed(error)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        address = self._address
+        if address is None:
+            try:
+                address = callers.current().address
+            except Exception:
+                address = None
+        return DeploymentHandle, (self._app, self._deployment, self._method, self._stream, self._timeout_s, address)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeploymentHandle) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        return self._app, self._deployment, self._method, self._stream, self._timeout_s
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Handles are not called directly; raises TypeError that says how."""
+        name = "" if self._method == "__call__" else f".{self._method}"
+        raise TypeError(f"a handle is called by handle{name}.remote(...), not by handle{name}(...)")
+
+    def __repr__(self) -> str:
+        return f"<DeploymentHandle {self._app}/{self._deployment} {self._method}>"
+
+
+async def _resolved(value: Any) -> Any:
+    resolve = _resolvers.get(type(value))
+    return value if resolve is None else await resolve(value)
+
+
+def resolve_with(kind: type, resolver: Resolver) -> None:
+    """Arguments of exactly this type are replaced by what ``await resolver(argument)`` gives before a call is sent.
+
+    The resolver runs on the router's loop.
+    """
+    _resolvers[kind] = resolver
+
+
+resolve_with(Response, Response.resolve)
+resolve_with(ResponseStream, ResponseStream.resolve)
+
+
+def get(responses: Any, timeout_s: float | None = None) -> Any:
+    """Waits for the value of a response, or for the values of a list of responses, in order.
+
+    ``timeout_s`` bounds the whole wait in seconds (None: none). Raises what the first failing call raised,
+    CallTimeoutError, ResultInLoopError on a thread whose loop is running, TypeError for anything else.
+    """
+    if isinstance(responses, Response):
+        return responses.result(timeout_s=timeout_s)
+    if not isinstance(responses, (list, tuple)) or not all(isinstance(item, Response) for item in responses):
+        raise TypeError(f"get() takes a response of handle.remote() or a list of them, not {type(responses).__name__}")
+    clock = responses[0]._caller.router.clock if responses else None
+    until = clock.now() + timeout_s if clock is not None and timeout_s is not None else None
+    values = []
+    for response in responses:
+        left = max(0.0, until - clock.now()) if clock is not None and until is not None else None
+        values.append(response.result(timeout_s=left))
+    return values
+
+

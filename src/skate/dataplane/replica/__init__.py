@@ -1,0 +1,1 @@
+"""The callee's end of a call: accept, invoke user code, answer."""

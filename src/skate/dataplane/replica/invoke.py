@@ -1,0 +1,435 @@
+"""Runs calls against the user's target: one Exchange in, user code, exactly one outcome out.
+
+Law: user code never runs in the tick in which its call arrived; ``async def`` runs as a task of its own on the loop,
+``def`` on the replica's threads, in order of arrival. Whatever happens, the exchange gets its end and ``done`` is
+called once, after the last line of user code, so that a slot means what it says. ``done`` may come later than the
+answer: background tasks, and ``def`` code that nobody waits for any more but that cannot be interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import Response
+
+from skate.authoring import code
+from skate.core import context
+from skate.core.clock import Clock
+from skate.core.errors import (
+    CallTimeoutError,
+    MethodNotFoundError,
+    ReplicaDiedError,
+    RequestCancelledError,
+    SkateError,
+    StreamMismatchError,
+)
+from skate.dataplane.replica import asgi
+from skate.dataplane.replica.answer import is_stream, render, stream_chunk, stream_head
+from skate.dataplane.replica.callable import Method, Target
+from skate.dataplane.replica.request import Request
+from skate.dataplane.replica.threads import Feed, Threads
+from skate.dataplane.transport.exchange import Exchange
+from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, HttpHead
+
+logger = logging.getLogger("skate.replica")
+
+TURN_S = 0.001  # a stream that never waits gives the loop a turn this often, so that its items really leave
+CLEANUP_S = 1.0  # what cancelled handlers get for their finally blocks when the replica ends
+_OWN_FILES = str(Path(context.__file__).parents[1])  # the folder of the package
+
+Done = Callable[[], None]
+
+
+class Invoker:
+    """Runs the calls of one replica.
+
+    ``max_threads``: how many ``def`` handlers may run at a time. Make it on the loop that serves, with
+    ``context.replica`` set: every call inherits the context variables of that moment.
+    """
+
+    def __init__(self, target: Target, clock: Clock, max_threads: int = 1) -> None:
+        self.target = target
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self.threads = Threads(max_threads, self.loop)
+        self._context = contextvars.copy_context()
+        self._running: set[Invocation] = set()
+        self._closing = False
+        self._idle: asyncio.Event = asyncio.Event()
+
+    @property
+    def ongoing(self) -> int:
+        """How many calls have not ended."""
+        return len(self._running)
+
+    def run(self, exchange: Exchange, done: Done | None = None) -> None:
+        """Starts a call; ``done()`` is called once, when it has ended and its user code too."""
+        if self._closing:
+            exchange.refuse()
+            if done is not None:
+                done()
+            return
+        invocation = Invocation(self, exchange, done)
+        self._running.add(invocation)
+        exchange.on_cancel = invocation.cancel
+        invocation.task = self.loop.create_task(invocation.run(), context=self._context.copy())
+
+    def ended(self, invocation: Invocation) -> None:
+        """An invocation is over (called by itself)."""
+        self._running.discard(invocation)
+        if not self._running:
+            self._idle.set()
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Passes a new ``user_config`` to the target while it serves; a ``def reconfigure`` runs between handlers."""
+        await self.target.reconfigure(user_config, self.threads.run)
+
+    async def close(self, grace_s: float) -> None:
+        """Refuses new calls, gives those under way ``grace_s`` to end, then cancels the rest. Hanging threads stay."""
+        self._closing = True
+        await self._until_idle(grace_s)
+        for invocation in tuple(self._running):
+            invocation.stop(f"the replica was shut down and its grace period of {grace_s:g} s is over")
+        await self._until_idle(CLEANUP_S)
+        self.threads.close()
+
+    async def _until_idle(self, limit_s: float) -> None:
+        if not self._running:
+            return
+        self._idle.clear()
+        waits = [self.loop.create_task(self._idle.wait()), self.loop.create_task(_asleep(self.clock, limit_s))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _asleep(clock: Clock, seconds: float) -> bool:
+    await clock.sleep(seconds)
+    return True
+
+
+class Invocation:
+    """One call under way. To a Request it is the caller's side (``Incoming``)."""
+
+    __slots__ = (
+        "_done",
+        "_gone",
+        "_next_turn",
+        "_started",
+        "cancel_reason",
+        "context",
+        "deadline",
+        "exchange",
+        "invoker",
+        "task",
+        "whole",
+    )
+
+    def __init__(self, invoker: Invoker, exchange: Exchange, done: Done | None) -> None:
+        self.invoker = invoker
+        self.exchange = exchange
+        self.whole = exchange.complete  # now: later it only says that the rest has arrived
+        self.cancel_reason: str | None = None
+        self.context: context.RequestContext | None = None
+        timeout_s = exchange.head.timeout_s
+        self.deadline = None if timeout_s is None else invoker.clock.now() + timeout_s
+        self.task: asyncio.Task[None] | None = None
+        self._done = done
+        self._gone: asyncio.Future[None] | None = None
+        self._next_turn = 0.0
+        self._started = False
+
+    # -- Incoming -------------------------------------------------------------------------------
+
+    @property
+    def body(self) -> bytes:
+        return self.exchange.body
+
+    async def receive(self) -> bytes | None:
+        return await self.exchange.receive()
+
+    async def gone(self) -> None:
+        """Waits until the call has ended or was cancelled."""
+        if self.cancel_reason is None and not self.exchange.ended:
+            if self._gone is None:
+                self._gone = self.invoker.loop.create_future()
+            await asyncio.shield(self._gone)
+
+    def _say_gone(self) -> None:
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    # -- outside events -------------------------------------------------------------------------
+
+    def cancel(self, reason: str) -> None:
+        """The caller cancelled or is gone: stops the handler and the calls under it."""
+        if self.cancel_reason is not None:
+            return
+        self.cancel_reason = reason
+        self._say_gone()
+        request = self.context
+        if request is not None:
+            request.cancel_reason = reason
+            for child in tuple(request.children):
+                child.cancel(reason)
+        if self._started and self.task is not None:  # a task that has not started looks at cancel_reason itself
+            self.task.cancel(reason)
+
+    def stop(self, reason: str) -> None:
+        """The replica gives the call up: the caller hears of it at once."""
+        self.exchange.fail(ReplicaDiedError(f"Request {self.exchange.head.request_id}: {reason}."))
+        self.cancel(reason)
+
+    # -- the run --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """The whole call; never raises."""
+        self._started = True
+        try:
+            if self.cancel_reason is None:
+                self._enter()
+                await _RUNNERS[self.exchange.head.kind](self)
+        except asyncio.CancelledError:
+            self._fail_cancelled()
+        except (Exception, SystemExit, GeneratorExit) as error:
+            self._fail(error)
+        finally:
+            self._say_gone()
+            self.invoker.ended(self)
+            if self._done is not None:
+                self._done()
+
+    def _enter(self) -> None:
+        head, target = self.exchange.head, self.invoker.target
+        self.context = context.RequestContext(
+            head.request_id, target.app, target.deployment, head.route, self.deadline
+        )
+        context.request.set(self.context)
+        self._check_deadline()
+
+    def _check_deadline(self) -> None:
+        """Raises CallTimeoutError for work whose time is over before it begins."""
+        if self.deadline is not None and self.invoker.clock.now() >= self.deadline:
+            head = self.exchange.head
+            raise CallTimeoutError(
+                f"Request {head.request_id} ran out of time before {self.invoker.target.deployment!r} began with it; "
+                "it was not executed."
+            )
+
+    # -- Python calls ---------------------------------------------------------------------------
+
+    async def _run_python(self) -> None:
+        head = self.exchange.head
+        method = self.invoker.target.method(head.method or "__call__")
+        if method.is_generator and not head.stream:
+            raise self._mismatch(method.name)
+        payload = self.exchange.body if self.whole else await self._rest()
+        if method.kind == "sync":
+            value, packed = await self.invoker.threads.run(lambda: self._work(method, payload))
+        else:
+            args, kwargs = _arguments(method, payload)
+            value, packed = method.function(*args, **kwargs), None
+            if method.kind == "async":
+                value = await value
+        if hasattr(type(value), "__await__"):
+            value = await value  # a Response of another handle, or a coroutine: its value is meant
+        if head.stream:
+            await self._stream_python(method, value)
+        elif packed is not None:
+            self.exchange.reply(packed)
+        else:
+            self._reject_stream(method, value)
+            self.exchange.reply(code.dumps(value))
+
+    def _work(self, method: Method, payload: bytes) -> tuple[Any, bytes | None]:
+        """A ``def`` method, on its thread: the value, and its pickle if that is what is wanted."""
+        self._check_deadline()
+        args, kwargs = _arguments(method, payload)
+        value = method.function(*args, **kwargs)
+        if self.exchange.head.stream or hasattr(type(value), "__await__"):
+            return value, None
+        self._reject_stream(method, value)
+        return None, code.dumps(value)
+
+    async def _rest(self) -> bytes:
+        """The whole input of a call that came in pieces."""
+        chunks = [self.exchange.body]
+        while (chunk := await self.exchange.receive()) is not None:
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def _stream_python(self, method: Method, value: Any) -> None:
+        if not is_stream(value):
+            raise StreamMismatchError(
+                f"{self._named(method.name)} was called with stream=True but returned {type(value).__name__}, "
+                "not a generator. Call it without stream=True."
+            )
+        async with aclosing(self._encoded(value, code.dumps)) as chunks:
+            async for chunk in chunks:
+                await self._send(chunk)
+        self.exchange.end()
+
+    def _reject_stream(self, method: Method, value: Any) -> None:
+        if hasattr(type(value), "__anext__") or hasattr(type(value), "gi_frame"):
+            raise self._mismatch(method.name)
+
+    def _mismatch(self, name: str) -> StreamMismatchError:
+        return StreamMismatchError(
+            f"{self._named(name)} is a generator; call it with handle.options(stream=True) and iterate over the answer."
+        )
+
+    def _named(self, method: str) -> str:
+        return f"Method {method!r} of deployment {self.invoker.target.deployment!r}"
+
+    # -- HTTP calls -----------------------------------------------------------------------------
+
+    async def _run_http(self) -> None:
+        target, http = self.invoker.target, self._http()
+        if target.asgi is not None:
+            self._log_late(await asgi.serve_http(target.asgi, http, self, self.exchange, target.state))
+            return
+        method = target.method(self.exchange.head.method or "__call__")
+        args = (Request.of(http, self),) if method.takes_argument else ()
+        if method.kind == "sync":
+            value, reply = await self.invoker.threads.run(lambda: self._work_http(method, args))
+        elif method.kind == "async":
+            value = await method.function(*args)
+            reply = render(value)
+        else:
+            value, reply = method.function(*args), None
+        if reply is None and hasattr(type(value), "__await__"):
+            value = await value
+            reply = render(value)
+        if reply is None:
+            await self._answer_in_steps(value, http)
+            return
+        self.exchange.reply_http(*reply)
+        if isinstance(value, Response) and value.background is not None:
+            await self._in_background(value.background)
+
+    def _http(self) -> HttpHead:
+        http = self.exchange.head.http
+        if http is None:
+            raise TypeError("an HTTP call came without its HTTP head")
+        return http
+
+    def _work_http(self, method: Method, args: tuple[Any, ...]) -> tuple[Any, Any]:
+        """A ``def`` handler, on its thread: what it returned, and the reply if that is made in one step."""
+        self._check_deadline()
+        value = method.function(*args)
+        return value, render(value)
+
+    async def _answer_in_steps(self, value: Any, http: HttpHead) -> None:
+        if isinstance(value, Response):
+            self._log_late(await asgi.serve_http(value, http, self, self.exchange))
+            return
+        first = True
+        async with aclosing(self._encoded(value, lambda item: (item, stream_chunk(item)))) as pairs:
+            async for item, chunk in pairs:
+                if first:
+                    first = False
+                    await self.exchange.start_http(stream_head(item), chunk)
+                    await self._turn()
+                else:
+                    await self._send(chunk)
+        if first:
+            await self.exchange.start_http(stream_head(b""))
+        self.exchange.end()
+
+    async def _in_background(self, background: Callable[[], Any]) -> None:
+        try:
+            await background()
+        except Exception as error:
+            self._log_late(error)
+
+    async def _run_websocket(self) -> None:
+        target = self.invoker.target
+        if target.asgi is None:
+            raise MethodNotFoundError(
+                f"Deployment {target.deployment!r} of application {target.app!r} has no WebSocket route; "
+                "give it a FastAPI application with one, by @serve.ingress(app)."
+            )
+        self._log_late(await asgi.serve_websocket(target.asgi, self._http(), self, self.exchange, target.state))
+
+    # -- streams --------------------------------------------------------------------------------
+
+    async def _encoded(self, stream: Any, encode: Callable[[Any], Any]) -> AsyncGenerator[Any, None]:
+        """The items of an iterator of either kind, encoded; closes it, come what may."""
+        if hasattr(type(stream), "__anext__"):
+            try:
+                async for item in stream:
+                    yield encode(item)
+            finally:
+                if hasattr(stream, "aclose"):
+                    await stream.aclose()
+            return
+        feed = Feed(self.invoker.threads, stream, encode)
+        try:
+            async for chunk in feed:
+                yield chunk
+        finally:
+            await feed.aclose()
+
+    async def _send(self, chunk: bytes) -> None:
+        if not self.exchange.send_nowait(chunk):
+            await self.exchange.send(chunk)
+        if self.invoker.clock.now() >= self._next_turn:
+            await self._turn()
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(0)
+        self._next_turn = self.invoker.clock.now() + TURN_S
+
+    # -- failures -------------------------------------------------------------------------------
+
+    def _fail_cancelled(self) -> None:
+        reason = self.cancel_reason or "the handler raised CancelledError, though nobody had cancelled the request"
+        self.exchange.fail(RequestCancelledError(f"Request {self.exchange.head.request_id} was cancelled: {reason}."))
+
+    def _fail(self, error: BaseException) -> None:
+        text = user_traceback(error)
+        self._log(error, text)
+        self.exchange.fail(error, text)
+
+    def _log_late(self, error: BaseException | None) -> None:
+        """Logs an error that came after the answer was complete."""
+        if error is not None:
+            self._log(error, user_traceback(error))
+
+    def _log(self, error: BaseException, text: str | None) -> None:
+        head, target = self.exchange.head, self.invoker.target
+        place = f"{target.app}/{target.deployment}"
+        if text is None:
+            logger.warning("request %s to %s: %s: %s", head.request_id, place, type(error).__name__, error)
+        else:
+            logger.error("request %s to %s failed\n%s", head.request_id, place, text.rstrip())
+
+
+_RUNNERS = {PYTHON: Invocation._run_python, HTTP: Invocation._run_http, WEBSOCKET: Invocation._run_websocket}
+
+
+def _arguments(method: Method, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = code.loads(payload) if payload else ((), {})
+    if method.wants_request and not args and not kwargs:
+        return (Request.empty(),), {}
+    return args, kwargs
+
+
+def user_traceback(error: BaseException) -> str | None:
+    """The traceback from the user's first line on; None for an error in which none of the user's code took part."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
+        trace = trace.tb_next
+    if trace is None and isinstance(error, SkateError | TypeError):
+        return None
+    return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))

@@ -1,0 +1,203 @@
+"""The threads of a replica on which ``def`` handlers run: jobs in, in order of arrival; results back to the loop.
+
+Law: a job that was dropped before it began never begins; one that has begun cannot be interrupted, and whoever
+waits for it waits until it has really ended, so that no more handlers run than were allowed. The queue of jobs is
+bounded by the number of calls that the replica accepts. Threads are daemons: a hanging handler keeps no process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+FEED_ITEMS_MAX = 32  # items of a generator between its thread and the loop; enough to amortise a wake-up
+
+
+class Job:
+    """One function to run on a thread, in the context of whoever asked for it."""
+
+    __slots__ = ("_claim", "context", "ended", "error", "function", "on_end", "result")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.context = contextvars.copy_context()
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self.on_end: Callable[[], None] | None = None
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        """True for the first who asks: the thread that begins it, or the loop that drops it."""
+        return self._claim.acquire(blocking=False)
+
+    def work(self) -> None:
+        """Runs it (on the thread)."""
+        try:
+            self.result = self.context.run(self.function)
+        except BaseException as error:
+            self.error = error
+
+    def outcome(self) -> Any:
+        """The result, or raises what the function raised."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class Threads:
+    """``max_threads`` daemon threads, started when first needed."""
+
+    def __init__(self, max_threads: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._max = max_threads
+        self._started = 0
+        self._open = 0  # jobs that were submitted and have not ended
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._ended: deque[Job] = deque()
+        self._woken = False
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Runs the function on a thread. Cancelled: drops it if it has not begun, else waits until it ends."""
+        job = self.submit(function)
+        await self.finished(job)
+        return job.outcome()
+
+    def submit(self, function: Callable[[], Any]) -> Job:
+        """Queues the function, in the caller's context."""
+        job = Job(function)
+        self._open += 1
+        if self._started < min(self._max, self._open):
+            self._start_thread()
+        self._jobs.put(job)
+        return job
+
+    async def finished(self, job: Job) -> None:
+        """Waits until the job has ended (or will never begin), come what may; then passes a cancellation on."""
+        cancelled: asyncio.CancelledError | None = None
+        while not job.ended:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            job.on_end = partial(_resolve, waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if job.claim():
+                    job.ended = True
+        if cancelled is not None:
+            raise cancelled
+
+    def close(self) -> None:
+        """Lets the threads end after the jobs that are queued."""
+        for _ in range(self._started):
+            self._jobs.put(None)
+        self._started = self._max  # no more are started
+
+    def _start_thread(self) -> None:
+        self._started += 1
+        threading.Thread(target=self._work, name=f"skate-handler-{self._started}", daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if job.claim():
+                job.work()
+            self._ended.append(job)
+            del job  # the thread keeps no result alive while it waits
+            if not self._woken:
+                self._woken = True
+                if not wake(self._loop, self._settle):
+                    return
+
+    def _settle(self) -> None:
+        self._woken = False  # before the look into the queue: who appends after it wakes us again
+        while self._ended:
+            job = self._ended.popleft()
+            self._open -= 1
+            job.ended = True
+            if job.on_end is not None:
+                job.on_end()
+
+
+class Feed:
+    """The items of an iterator that runs on a thread, on their way to the loop: a few at a time, never more."""
+
+    def __init__(self, threads: Threads, iterator: Iterator[Any], encode: Callable[[Any], Any]) -> None:
+        self._iterator = iterator
+        self._encode = encode
+        self._items: deque[Any] = deque()
+        self._room = threading.Semaphore(FEED_ITEMS_MAX)
+        self._dropped = False
+        self._woken = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._threads = threads
+        self._loop = threads._loop
+        self._job = threads.submit(self._pump)
+        self._job.on_end = self._wake
+
+    def __aiter__(self) -> Feed:
+        return self
+
+    async def __anext__(self) -> Any:
+        """The next item; raises what the iterator raised after its last one."""
+        while not self._items:
+            if self._job.ended:
+                self._job.outcome()
+                raise StopAsyncIteration
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        self._room.release()
+        return self._items.popleft()
+
+    async def aclose(self) -> None:
+        """Stops the iterator at its next item, and waits until its thread is free again."""
+        self._dropped = True
+        self._room.release()
+        if not self._job.ended and self._job.claim():
+            self._job.ended = True
+        await self._threads.finished(self._job)
+
+    def _pump(self) -> None:
+        iterator, encode = self._iterator, self._encode
+        try:
+            for item in iterator:
+                if not self._put(encode(item)):
+                    break
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, item: Any) -> bool:
+        self._room.acquire()
+        if self._dropped:
+            return False
+        self._items.append(item)
+        if not self._woken:
+            self._woken = True
+            return wake(self._loop, self._wake)
+        return True
+
+    def _wake(self) -> None:
+        self._woken = False
+        if self._waiter is not None:
+            _resolve(self._waiter)
+
+
+def wake(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> bool:
+    """Has the loop call ``callback`` soon; False if the loop is gone."""
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:  # closed
+        return False
+    return True
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,415 @@
+"""The router: holds the table, admits, queues, chooses a replica, sends, and sends again what was not started.
+
+Law: a call that is accepted here gets exactly one outcome. It waits in the queue of its deployment, never in front
+of a chosen replica (late binding): whatever slot frees first takes the oldest call. The request path asks the
+controller nothing; the last snapshot decides. The replica has the last word: what it refuses comes back to
+its old place in the queue until the replica says *ready*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+
+from skate.core.clock import Clock
+from skate.core.errors import (
+    BackPressureError,
+    CallTimeoutError,
+    DeploymentUnavailableError,
+    NotFoundError,
+    ReplicaDiedError,
+    SkateError,
+)
+from skate.core.specs import DeploymentTarget, ReplicaTarget, Route, Snapshot
+from skate.dataplane.call import ATTEMPTS_MAX, Call
+from skate.dataplane.ledger import Ledger, Outcome
+from skate.dataplane.routing.admission import may_queue, refusal
+from skate.dataplane.routing.choice import two_choices
+from skate.dataplane.transport.peers import Peer, connect
+
+logger = logging.getLogger("skate.router")
+
+CONNECT_BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach a replica that the snapshot names
+EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
+
+
+class Link:
+    """One replica as this router sees it: the connection, what is in flight, and whether it may get more."""
+
+    __slots__ = ("blocked", "granted", "in_flight", "lane", "leaving", "peer", "target", "task")
+
+    def __init__(self, lane: Lane, target: ReplicaTarget) -> None:
+        self.lane = lane
+        self.target = target
+        self.peer: Peer | None = None
+        self.task: asyncio.Task[None] | None = None  # connecting
+        self.in_flight = 0
+        self.blocked = False  # it refused; it will say when it is ready
+        self.granted = 0  # slots it promised us
+        self.leaving = False  # no longer in the snapshot: finish what is in flight, then close
+
+    def has_room(self) -> bool:
+        return (
+            self.peer is not None
+            and not self.leaving
+            and (self.granted > 0 or (not self.blocked and self.in_flight < self.lane.target.max_ongoing_requests))
+        )
+
+    def load(self) -> int:
+        peer = self.peer
+        return self.in_flight if peer is None or peer.load < self.in_flight else peer.load
+
+    def close(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        if self.peer is not None:
+            self.peer.close()
+
+
+class Lane:
+    """One deployment in this router: its replicas and the calls that wait for a slot, oldest first."""
+
+    def __init__(self, router: Router, target: DeploymentTarget) -> None:
+        self.router = router
+        self.target = target
+        self.links: dict[str, Link] = {}
+        self.leaving: set[Link] = set()
+        self.waiting: deque[Call] = deque()
+        self.queued = 0  # waiting ones that have not ended
+        self.used = False  # connections are opened from the first call on
+
+    # -- snapshot -------------------------------------------------------------------------------
+
+    def update(self, target: DeploymentTarget) -> None:
+        self.target = target
+        wanted = {replica.id: replica for replica in target.replicas}
+        for id in [id for id in self.links if id not in wanted]:
+            self._let_go(self.links.pop(id))
+        for id, replica in wanted.items():
+            if id not in self.links:
+                self.links[id] = link = Link(self, replica)
+                if self.used:
+                    self.router.connect(link)
+        if target.unavailable is not None and not target.replicas:
+            self._fail_waiting(DeploymentUnavailableError(target.unavailable))
+        self.dispatch()
+
+    def _let_go(self, link: Link) -> None:
+        link.leaving = True
+        if link.in_flight == 0:
+            link.close()
+        else:
+            self.leaving.add(link)
+
+    def remove(self) -> None:
+        """The deployment is gone."""
+        for link in self.links.values():
+            self._let_go(link)
+        self.links.clear()
+        self._fail_waiting(DeploymentUnavailableError(f"deployment {self.target.key!r} was deleted while the call waited"))
+
+    def _fail_waiting(self, error: SkateError) -> None:
+        waiting, self.waiting = self.waiting, deque()
+        for call in waiting:
+            call.end(Outcome.REFUSED, error)
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        call.lane = self
+        if not self.used:
+            self.used = True
+            for link in self.links.values():
+                self.router.connect(link)
+        target = self.target
+        if self.queued == 0:
+            link = self._choose()
+            if link is not None:
+                self._send(call, link)
+                return
+        if target.unavailable is not None and not self.links:
+            call.end(Outcome.REFUSED, DeploymentUnavailableError(target.unavailable))
+        elif not may_queue(self.queued, target.max_queued_requests):
+            text = refusal(target.key, self.queued, target.max_queued_requests)
+            error = BackPressureError(text, target.backpressure_status, target.retry_after_s)
+            call.end(Outcome.REFUSED, error)
+        else:
+            self.queued += 1
+            call.queued = True
+            self.waiting.append(call)
+
+    def dispatch(self) -> None:
+        """Sends waiting calls, oldest first, while a replica has room."""
+        waiting = self.waiting
+        while waiting:
+            call = waiting[0]
+            if call.outcome is not None:
+                waiting.popleft()
+                continue
+            link = self._choose()
+            if link is None:
+                return
+            waiting.popleft()
+            call.queued = False
+            self.queued -= 1
+            self._send(call, link)
+
+    def _choose(self) -> Link | None:
+        links = self.links
+        if len(links) == 1:
+            for link in links.values():
+                return link if link.has_room() else None
+        free = [link for link in links.values() if link.has_room()]
+        if not free:
+            return None
+        if len(free) == 1:
+            return free[0]
+        chance = self.router.chance
+        return free[two_choices([link.load() for link in free], chance(), chance())]
+
+    def _send(self, call: Call, link: Link) -> None:
+        peer = link.peer
+        assert peer is not None
+        granted = link.granted > 0
+        if granted:
+            link.granted -= 1
+        now = self.router.clock.now()
+        call.link = link
+        call.sent_at = now
+        call.attempts += 1
+        link.in_flight += 1
+        call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, granted)
+        if call.more:
+            for data, last in call.more:
+                peer.send(call.wire_id, data, last)
+        if call.waiter is not None:
+            call.wake()
+
+    def _take_back(self, call: Call) -> None:
+        """The call is in the queue again, at the place that its arrival gives it."""
+        if call.attempts >= ATTEMPTS_MAX:
+            text = f"request {call.request_id} to {self.target.key!r} was sent {call.attempts} times and never started"
+            call.end(Outcome.LOST, ReplicaDiedError(text + "; its replicas keep dying or leaving"))
+            return
+        passed: list[Call] = []
+        while self.waiting and self.waiting[0].sequence < call.sequence:
+            passed.append(self.waiting.popleft())
+        self.waiting.appendleft(call)
+        self.waiting.extendleft(reversed(passed))
+        call.queued = True
+        self.queued += 1
+
+    # -- what becomes of calls ------------------------------------------------------------------
+
+    def call_ended(self, call: Call) -> None:
+        link = call.link
+        if call.queued:
+            call.queued = False
+            self.queued -= 1
+            if len(self.waiting) > 2 * self.queued + 64:  # ended calls must not pile up behind one that waits
+                self.waiting = deque(call for call in self.waiting if call.outcome is None)
+        elif link is not None:
+            self._release(call, link)
+            if self.queued:
+                self.dispatch()
+
+    def _release(self, call: Call, link: Link) -> None:
+        call.link = None
+        link.in_flight -= 1
+        if link.leaving and link.in_flight == 0:
+            self.leaving.discard(link)
+            link.close()
+
+    def call_refused(self, call: Call) -> None:
+        link = call.link
+        assert link is not None
+        link.blocked = True
+        self._release(call, link)
+        self._take_back(call)
+        self.dispatch()
+
+    def call_lost(self, call: Call) -> None:
+        link = call.link
+        assert link is not None
+        self._release(call, link)
+        if call.started:
+            text = f"replica {link.target.id} died while it had request {call.request_id} in hand"
+            call.end(Outcome.LOST, ReplicaDiedError(text + "; it may or may not have been executed"))
+            return
+        self._take_back(call)
+
+    def ready(self, link: Link, count: int) -> None:
+        """A replica that had refused promises ``count`` slots."""
+        link.blocked = False
+        link.granted += count
+        self.dispatch()
+        if link.granted and link.peer is not None:
+            link.peer.release(link.granted)
+            link.granted = 0
+
+
+class Router:
+    """The calls of one process, on one loop."""
+
+    def __init__(self, name: str, clock: Clock, chance: Callable[[], float] = random.random) -> None:
+        self.name = name
+        self.clock = clock
+        self.chance = chance
+        self.loop = asyncio.get_running_loop()
+        self.ledger = Ledger()
+        self.lanes: dict[str, Lane] = {}
+        self.routes: tuple[Route, ...] = ()
+        self.generation = 0
+        self.on_routes: Callable[[tuple[Route, ...]], None] | None = None
+        self.on_activity: Callable[[], None] | None = None  # told at most once until ``activity_seen``
+        self.known = asyncio.Event()  # a snapshot has arrived
+        self._sequence = 0
+        self._quiet = True
+        self._early: list[Call] = []  # calls that came before the first snapshot
+
+    # -- snapshots ------------------------------------------------------------------------------
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Takes a snapshot; the last one wins."""
+        self.generation = snapshot.generation
+        if snapshot.whole:
+            for key in [key for key in self.lanes if key not in snapshot.deployments]:
+                self.lanes.pop(key).remove()
+        for key, target in snapshot.deployments.items():
+            if target is None:
+                lane = self.lanes.pop(key, None)
+                if lane is not None:
+                    lane.remove()
+            elif key in self.lanes:
+                self.lanes[key].update(target)
+            else:
+                self.lanes[key] = lane = Lane(self, target)
+                lane.update(target)
+        if snapshot.routes is not None and snapshot.routes != self.routes:
+            self.routes = snapshot.routes
+            if self.on_routes is not None:
+                self.on_routes(self.routes)
+        self.known.set()
+        early, self._early = self._early, []
+        for call in early:
+            if call.outcome is None:
+                self._place(call)
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def submit(self, call: Call, body: bytes, complete: bool = True) -> None:
+        """Accepts a call. It ends exactly once from here on, possibly before this returns."""
+        now = self.clock.now()
+        self._sequence += 1
+        call.sequence = self._sequence
+        call.accepted_at = now
+        call.body = body
+        call.complete = complete
+        self.ledger.accepted += 1
+        if self._quiet and self.on_activity is not None:
+            self._quiet = False
+            self.on_activity()
+        call.router = self
+        context = call.context
+        if context is not None:
+            if context.cancel_reason is not None:
+                call.cancel(f"the request it belongs to was cancelled: {context.cancel_reason}")
+                return
+            context.children.add(call)
+        if call.deadline is not None:
+            if call.deadline <= now:
+                call.end(Outcome.TIMED_OUT, timed_out(call, now))
+                return
+            call.timer = self.loop.call_later(call.deadline - now, self._expire, call)
+        self._place(call)
+
+    def _place(self, call: Call) -> None:
+        lane = self.lanes.get(call.deployment_key)
+        if lane is not None:
+            lane.submit(call)
+        elif not self.known.is_set() and len(self._early) < EARLY_MAX:
+            self._early.append(call)
+        else:
+            known = ", ".join(sorted(self.lanes)) or "none"
+            error = NotFoundError(f"there is no deployment {call.deployment_key!r}; running are: {known}")
+            call.end(Outcome.REFUSED, error)
+
+    def _expire(self, call: Call) -> None:
+        call.timer = None
+        if call.outcome is None:
+            error = timed_out(call, self.clock.now())
+            call.drop(Outcome.TIMED_OUT, error, "the deadline of the call has passed")
+
+    def count(self, call: Call) -> None:
+        """Books the outcome of a call (called once for each, by the call)."""
+        assert call.outcome is not None
+        call.ended_at = self.clock.now()
+        self.ledger.outcomes[call.outcome] += 1
+        if self._quiet and self.on_activity is not None:
+            self._quiet = False
+            self.on_activity()
+
+    def activity_seen(self) -> None:
+        """The counts were read; ``on_activity`` comes again with the next change."""
+        self._quiet = True
+
+    # -- connections ----------------------------------------------------------------------------
+
+    def connect(self, link: Link) -> None:
+        """Opens the connection to a replica in the background, again and again while the snapshot names it."""
+        if link.task is None and link.peer is None and not link.leaving:
+            link.task = self.loop.create_task(self._connect(link))
+
+    async def _connect(self, link: Link) -> None:
+        attempt = 0
+        while not link.leaving:
+            try:
+                peer = await connect(link.target.address, self.name)
+            except Exception as error:
+                logger.debug("replica %s cannot be reached yet: %s", link.target.id, error)
+                await self.clock.sleep(CONNECT_BACKOFF_S[min(attempt, len(CONNECT_BACKOFF_S) - 1)])
+                attempt += 1
+                continue
+            peer.on_ready = lambda count: link.lane.ready(link, count)
+            peer.on_lost = lambda _: self._lost(link)
+            link.peer = peer
+            link.task = None
+            if link.leaving or peer.closed:
+                self._lost(link)
+                peer.close()
+                return
+            link.lane.dispatch()
+            return
+        link.task = None
+
+    def _lost(self, link: Link) -> None:
+        link.peer = None
+        link.blocked = False
+        link.granted = 0
+        if not link.leaving and link.lane.links.get(link.target.id) is link:
+            self.connect(link)
+        link.lane.dispatch()
+
+    async def close(self) -> None:
+        """Cancels what is under way and closes all connections."""
+        for call in self._early:
+            call.cancel("the router closes")
+        for lane in self.lanes.values():
+            for call in list(lane.waiting):
+                call.cancel("the router closes")
+            for link in [*lane.links.values(), *lane.leaving]:
+                link.leaving = True
+                link.close()
+        self.lanes.clear()
+
+
+def timed_out(call: Call, now: float) -> CallTimeoutError:
+    """The error of a call whose deadline has passed; says where it was by then."""
+    where = "running" if call.started else "waiting for a replica" if call.link is None else "on its way to a replica"
+    seconds = max(0.0, now - call.accepted_at)
+    return CallTimeoutError(
+        f"request {call.request_id} to {call.deployment_key!r} timed out after {seconds:.3g} s while {where}"
+    )

@@ -1,0 +1,297 @@
+"""The callee's end: a Session for each connection, an Exchange for each call on it.
+
+Law: an Exchange ends exactly once (reply, end, fail, refuse, or the caller goes away), and tells its owner
+through ``on_end``. Who accepts calls is a plain callable, given when listening.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from skate.dataplane.transport.failure import encode_failure
+from skate.dataplane.transport.framed import Framed
+from skate.dataplane.wire.frames import (
+    CALL,
+    CANCEL,
+    CHUNK,
+    CREDIT,
+    ERROR,
+    GRANTED,
+    HEADED,
+    LAST,
+    READY,
+    REFUSED,
+    RELEASE,
+    STARTED,
+    Frame,
+    join_head,
+    pack,
+    pack_count,
+    pack_ids,
+    split_head,
+    unpack_count,
+)
+from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_head
+
+
+class Exchange:
+    """One call as its callee sees it. All methods belong to the loop's thread."""
+
+    __slots__ = (
+        "_input",
+        "_input_waiter",
+        "_output_waiter",
+        "body",
+        "cancel_reason",
+        "complete",
+        "ended",
+        "granted",
+        "head",
+        "id",
+        "on_cancel",
+        "on_end",
+        "session",
+        "started",
+    )
+
+    def __init__(self, session: Session, id: int, head: CallHead, body: bytes, complete: bool, granted: bool) -> None:
+        self.session = session
+        self.id = id
+        self.head = head
+        self.body = body
+        self.complete = complete
+        self.granted = granted
+        self.ended = False
+        self.started = False
+        self.cancel_reason: str | None = None
+        self.on_cancel: Callable[[str], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+        self._input: deque[bytes | None] | None = None
+        self._input_waiter: asyncio.Future[None] | None = None
+        self._output_waiter: asyncio.Future[None] | None = None
+
+    # -- input ----------------------------------------------------------------------------------
+
+    async def receive(self) -> bytes | None:
+        """The next chunk of input; None when the input is complete or the caller is gone."""
+        while True:
+            if self._input:
+                chunk = self._input.popleft()
+                if chunk is None:
+                    self._input.append(None)  # stays at the end for whoever asks again
+                    return None
+                self.session.give_credit(self.id, len(chunk))
+                return chunk
+            if self.complete or self.ended:
+                return None
+            self._input_waiter = self.session.loop.create_future()
+            await self._input_waiter
+
+    def take_input(self, chunk: bytes, last: bool) -> None:
+        """A chunk arrived (called by the Session)."""
+        if self._input is None:
+            self._input = deque()
+        if chunk or not last:
+            self._input.append(chunk)
+        if last:
+            self.complete = True
+            self._input.append(None)
+        _wake(self._input_waiter)
+
+    # -- output ---------------------------------------------------------------------------------
+
+    def reply(self, data: bytes) -> None:
+        """The one and only answer."""
+        if not self.ended:
+            self.session.write_frame(CHUNK, self.id, LAST, self.session.load(), data)
+            self._finish()
+
+    def reply_http(self, head: ReplyHead, data: bytes) -> None:
+        """The one and only answer, with its HTTP head."""
+        if not self.ended:
+            body = join_head(encode_head(head), data)
+            self.session.write_frame(CHUNK, self.id, LAST | HEADED, self.session.load(), body)
+            self._finish()
+
+    async def start_http(self, head: ReplyHead, data: bytes = b"") -> None:
+        """The HTTP head of an answer that goes on with ``send`` and ``end``."""
+        await self._chunk(join_head(encode_head(head), data), HEADED)
+
+    async def send(self, data: bytes) -> None:
+        """One chunk of the answer; waits while the caller has given no credit."""
+        await self._chunk(data, 0)
+
+    def send_nowait(self, data: bytes) -> bool:
+        """One chunk of the answer if there is credit, else False and nothing is sent."""
+        session = self.session
+        if self.ended:
+            return True
+        if not session.wire.may_send(self.id) or session.is_stuck:
+            return False
+        session.wire.spend(self.id, len(data))
+        session.write_frame(CHUNK, self.id, 0, session.load(), data)
+        return True
+
+    async def _chunk(self, data: bytes, flags: int) -> None:
+        session = self.session
+        while not self.ended and not session.wire.may_send(self.id):
+            self._output_waiter = session.loop.create_future()
+            await self._output_waiter
+        await session.drained()
+        if not self.ended:
+            session.wire.spend(self.id, len(data))
+            session.write_frame(CHUNK, self.id, flags, session.load(), data)
+
+    def end(self, data: bytes = b"") -> None:
+        """The answer is complete."""
+        self.reply(data)
+
+    def fail(self, error: BaseException, traceback: str | None = None) -> None:
+        """The call ends with an error; errors of user code are shipped as the user's own type."""
+        if not self.ended:
+            self.session.write_frame(ERROR, self.id, 0, self.session.load(), encode_failure(error, traceback))
+            self._finish()
+
+    def refuse(self) -> None:
+        """Not here, not now: the router keeps the call. Only before anything was answered."""
+        if not self.ended:
+            self.session.write_frame(REFUSED, self.id, 0, self.session.load(), b"")
+            self._finish()
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    def credit_came(self) -> None:
+        _wake(self._output_waiter)
+
+    def cancelled(self, reason: str) -> None:
+        """The caller cancelled or is gone (called by the Session)."""
+        if self.ended:
+            return
+        self.cancel_reason = reason
+        callback = self.on_cancel
+        self._finish()
+        if callback is not None:
+            callback(reason)
+
+    def _finish(self) -> None:
+        self.ended = True
+        self.session.forget(self.id)
+        _wake(self._input_waiter)
+        _wake(self._output_waiter)
+        callback, self.on_end = self.on_end, None
+        if callback is not None:
+            callback()
+
+
+Acceptor = Callable[[Exchange], None]
+
+
+class Session(Framed):
+    """The callee's end of one connection."""
+
+    def __init__(self, name: str, accept: Acceptor, listener: Listening) -> None:
+        super().__init__("callee", name)
+        self.exchanges: dict[int, Exchange] = {}
+        self.accept = accept
+        self.listener = listener
+        listener.sessions.add(self)
+        self._accepted: list[int] = []
+
+    @property
+    def is_stuck(self) -> bool:
+        return self._stuck
+
+    @property
+    def peer_name(self) -> str:
+        return self.wire.peer_name or ""
+
+    def load(self) -> int:
+        return self.listener.load()
+
+    def on_greeted(self) -> None:
+        if self.listener.on_session is not None:
+            self.listener.on_session(self)
+
+    def on_frames(self, frames: list[Frame]) -> None:
+        for kind, call, flags, _, body in frames:
+            if kind == CALL:
+                self._on_call(call, flags, body)
+            elif kind == CHUNK:
+                exchange = self.exchanges.get(call)
+                if exchange is not None:
+                    exchange.take_input(body, bool(flags & LAST))
+            elif kind == CANCEL:
+                exchange = self.exchanges.get(call)
+                if exchange is not None:
+                    exchange.cancelled(body.decode("utf-8", "replace") or "cancelled by the caller")
+            elif kind == CREDIT:
+                exchange = self.exchanges.get(call)
+                if exchange is not None:
+                    exchange.credit_came()
+            elif kind == RELEASE and self.listener.on_release is not None:
+                self.listener.on_release(self, unpack_count(body))
+        if self._accepted:
+            self._say_started()
+
+    def _on_call(self, call: int, flags: int, body: bytes) -> None:
+        raw, payload = split_head(body)
+        exchange = Exchange(self, call, decode_call(raw), payload, bool(flags & LAST), bool(flags & GRANTED))
+        self.exchanges[call] = exchange
+        self._accepted.append(call)
+        self.accept(exchange)
+
+    def _say_started(self) -> None:
+        """Tells the caller which calls are in our hands, before any of their code runs.
+
+        The write happens in this very tick, user code starts in a later one: when the process dies of a call,
+        the caller knows that the call was started and will not send it to kill the next replica.
+        """
+        ids = [call for call in self._accepted if call in self.exchanges]
+        self._accepted.clear()
+        if ids:
+            self.write(pack(STARTED, 0, 0, self.load(), pack_ids(ids)))
+            self.flush()
+
+    def grant(self, count: int) -> None:
+        """Promises ``count`` slots to this caller, which it was refused before."""
+        self.write(pack(READY, 0, 0, self.load(), pack_count(count)))
+
+    def give_credit(self, call: int, size: int) -> None:
+        credit = self.wire.take(call, size)
+        if credit:
+            self.write(credit)
+
+    def forget(self, call: int) -> None:
+        self.exchanges.pop(call, None)
+        self.wire.close(call)
+
+    def on_closed(self, error: Exception | None) -> None:
+        self.listener.sessions.discard(self)
+        for exchange in list(self.exchanges.values()):
+            exchange.cancelled("the caller's connection was lost")
+        if self.listener.on_session_lost is not None:
+            self.listener.on_session_lost(self)
+
+
+class Listening:
+    """What the sessions of one listening address share: who accepts, how loaded the callee is, who is told."""
+
+    def __init__(self, name: str, accept: Acceptor) -> None:
+        self.name = name
+        self.accept = accept
+        self.sessions: set[Session] = set()
+        self.load: Callable[[], int] = lambda: 0
+        self.on_session: Callable[[Session], None] | None = None
+        self.on_session_lost: Callable[[Session], None] | None = None
+        self.on_release: Callable[[Session, int], None] | None = None
+
+    def session(self) -> Session:
+        """A new session; its transport is about to be attached."""
+        return Session(self.name, self.accept, self)
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,142 @@
+"""Frames on an asyncio transport. Law: what is said within one loop tick leaves in one write.
+
+Both ends build on this: ``Peer`` (who calls) and ``Session`` (who answers). It keeps no queue of its own beyond
+one tick; credit per call and ``pause_writing`` bound what the transport below may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from skate.core.errors import WireError
+from skate.dataplane.wire.connection import Connection, Role
+from skate.dataplane.wire.frames import HEADER_SIZE, Frame, header
+
+logger = logging.getLogger("skate.wire")
+
+COPY_MAX = 32 * 1024  # bodies up to this size are joined into one write; larger ones are written as they are
+WRITE_HIGH = 4 * 1024 * 1024  # bytes in the transport above which streams wait
+
+
+class Framed(asyncio.Protocol):
+    """One connection: cuts what comes, gathers what goes."""
+
+    def __init__(self, role: Role, name: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.wire = Connection(role)
+        self.name = name
+        self.transport: asyncio.Transport | None = None
+        self.closed = False
+        self.greeted: asyncio.Future[None] = self.loop.create_future()
+        self._out: list[bytes] = []
+        self._flushing = False
+        self._drained: asyncio.Event | None = None  # set while nothing is stuck below; None until first needed
+        self._stuck = False
+
+    # -- asyncio.Protocol -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self.transport = transport  # type: ignore[assignment]
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH)  # type: ignore[union-attr]
+        self.write(self.wire.hello(self.name))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self.wire.feed(data)
+        except WireError as error:
+            self.abort(error)
+            return
+        if self.wire.peer_name is not None and not self.greeted.done():
+            self.greeted.set_result(None)
+            self.on_greeted()
+        if frames:
+            try:
+                self.on_frames(frames)
+            except WireError as error:
+                self.abort(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.closed and self.transport is None:
+            return
+        self.closed = True
+        self.transport = None
+        self._out.clear()
+        self.resume_writing()
+        if not self.greeted.done():
+            self.greeted.set_exception(error or WireError("the connection closed before it said hello"))
+            self.greeted.exception()  # whoever waits sees it; nobody waiting is no error
+        self.on_closed(error)
+
+    def pause_writing(self) -> None:
+        self._stuck = True
+        if self._drained is not None:
+            self._drained.clear()
+
+    def resume_writing(self) -> None:
+        self._stuck = False
+        if self._drained is not None:
+            self._drained.set()
+
+    # -- for the two ends -----------------------------------------------------------------------
+
+    def on_greeted(self) -> None:
+        """The other side said hello."""
+
+    def on_frames(self, frames: list[Frame]) -> None:
+        raise NotImplementedError
+
+    def on_closed(self, error: Exception | None) -> None:
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> None:
+        """Gathers bytes that leave at the end of this loop tick."""
+        if self.closed:
+            return
+        self._out.append(data)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self.flush)
+
+    def write_frame(self, kind: int, call: int, flags: int, load: int, body: bytes) -> None:
+        """Gathers one frame; a large body is not copied."""
+        size = len(body)
+        if size <= COPY_MAX:
+            self.write(header(kind, call, flags, load, size) + body)
+        else:
+            self.write(header(kind, call, flags, load, size))
+            self._out.append(body)
+
+    def flush(self) -> None:
+        """Writes what was gathered."""
+        self._flushing = False
+        out, self._out = self._out, []
+        if self.transport is None or not out:
+            return
+        if len(out) == 1:
+            self.transport.write(out[0])
+        elif all(len(part) <= COPY_MAX + HEADER_SIZE for part in out):
+            self.transport.write(b"".join(out))
+        else:
+            self.transport.writelines(out)
+
+    async def drained(self) -> None:
+        """Waits while the transport below holds more than ``WRITE_HIGH`` bytes."""
+        if not self._stuck:
+            return
+        if self._drained is None:
+            self._drained = asyncio.Event()
+        await self._drained.wait()
+
+    def abort(self, error: Exception) -> None:
+        """Ends the connection because the other side broke the protocol."""
+        logger.warning("connection %s with %s closed: %s", self.name, self.wire.peer_name, error)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection after what was gathered has left."""
+        self.flush()
+        if self.transport is not None:
+            self.closed = True
+            self.transport.close()

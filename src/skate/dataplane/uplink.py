@@ -1,0 +1,133 @@
+"""The line of a process to the controller: snapshots come down, reports go up.
+
+Law: the data plane works without it. When the controller is away the last snapshot stays in force, and the line is
+tried again until the controller is back; then the latest report of each kind is said again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from skate.core.clock import Clock
+from skate.core.specs import Snapshot
+from skate.dataplane.router import Router
+from skate.dataplane.transport.peers import Peer, connect
+
+logger = logging.getLogger("skate.uplink")
+
+RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach the controller
+LEDGER_PERIOD_S = 0.5  # counts of calls are told at most this often, and only when they changed
+
+_snapshot_decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+class Uplink:
+    """Keeps a Router up to date and the controller informed."""
+
+    def __init__(self, address: str, name: str, router: Router, clock: Clock) -> None:
+        self.address = address
+        self.name = name
+        self.router = router
+        self.clock = clock
+        self.peer: Peer | None = None
+        self.connected = asyncio.Event()
+        self._reports: dict[str, bytes] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._asks: set[asyncio.Task[None]] = set()
+        self._ledger_timer: asyncio.TimerHandle | None = None
+        router.on_activity = self._plan_ledger
+
+    def start(self) -> None:
+        """Begins to connect; returns at once."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            lost = asyncio.get_running_loop().create_future()
+            try:
+                peer = await connect(self.address, self.name)
+            except Exception as error:
+                logger.debug("the controller cannot be reached: %s", error)
+                await self.clock.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+                attempt += 1
+                continue
+            attempt = 0
+            peer.on_lost = lambda _, lost=lost: None if lost.done() else lost.set_result(None)  # type: ignore[misc]
+            if not peer.closed:
+                self.peer = peer
+                peer.subscribe("snapshots", b"", self._on_snapshot, lambda error: peer.close())
+                for method, body in self._reports.items():
+                    self._send(method, body)
+                self.connected.set()
+                await lost
+            self.connected.clear()
+            self.peer = None
+
+    def _on_snapshot(self, data: bytes) -> None:
+        self.router.apply(_snapshot_decoder.decode(data))
+
+    # -- reports --------------------------------------------------------------------------------
+
+    def report(self, method: str, value: Any) -> asyncio.Task[None] | None:
+        """Tells the controller; the latest value of each method is repeated after a reconnection.
+
+        Returns the task that ends when the controller has it, None while there is no connection.
+        """
+        body = msgspec.msgpack.encode(value)
+        self._reports[method] = body
+        return self._send(method, body) if self.peer is not None else None
+
+    def _send(self, method: str, body: bytes) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._ask(method, body))
+        self._asks.add(task)
+        task.add_done_callback(self._asks.discard)
+        return task
+
+    async def _ask(self, method: str, body: bytes) -> None:
+        peer = self.peer
+        if peer is None:
+            return
+        try:
+            await peer.ask(method, body)
+        except Exception as error:
+            logger.debug("report %s was not taken: %s", method, error)
+
+    async def told(self, method: str, value: Any, timeout_s: float = 5.0) -> None:
+        """Reports and waits until the controller has it, at most ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.connected.wait()
+                task = self.report(method, value)
+                if task is not None:
+                    await task
+        except TimeoutError:
+            logger.debug("report %s waited longer than %s s", method, timeout_s)
+
+    def _plan_ledger(self) -> None:
+        if self._ledger_timer is None:
+            self._ledger_timer = asyncio.get_running_loop().call_later(LEDGER_PERIOD_S, self._tell_ledger)
+
+    def _tell_ledger(self) -> None:
+        self._ledger_timer = None
+        self.router.activity_seen()
+        self.report("report_ledger", self.router.ledger.report())
+
+    async def close(self, on_closed: Callable[[], None] | None = None) -> None:
+        """Says the last counts and ends the line."""
+        if self._ledger_timer is not None:
+            self._ledger_timer.cancel()
+            self._ledger_timer = None
+        if self.peer is not None:
+            await self.told("report_ledger", self.router.ledger.report(), 0.5)
+        if self._task is not None:
+            self._task.cancel()
+        if self.peer is not None:
+            self.peer.on_lost = None
+            self.peer.close()

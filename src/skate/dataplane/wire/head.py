@@ -1,0 +1,87 @@
+"""What travels in front of a call and in front of an HTTP reply. Law: plain data in msgpack arrays; new fields go to the end.
+
+Arrays instead of maps because a head is coded for every call: about 0.4 us to encode, 0.7 us to decode.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from skate.core.errors import WireError
+
+PYTHON, HTTP, WEBSOCKET, CONTROL = 0, 1, 2, 3  # CallHead.kind
+
+
+class HttpHead(msgspec.Struct, array_like=True):
+    """A request as the proxy read it. ``path`` is the full decoded path, ``root_path`` the prefix of the app in it."""
+
+    method: str
+    scheme: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    root_path: str
+    headers: list[tuple[bytes, bytes]]
+    client: tuple[str, int] | None = None
+    server: tuple[str, int | None] | None = None
+    http_version: str = "1.1"
+    subprotocols: list[str] = []
+
+
+class CallHead(msgspec.Struct, array_like=True):
+    """What is called, on whose behalf, and how many seconds are left for it (None: no deadline)."""
+
+    kind: int
+    method: str
+    request_id: str
+    timeout_s: float | None = None
+    stream: bool = False
+    app: str = ""
+    route: str = ""
+    http: HttpHead | None = None
+
+
+class ReplyHead(msgspec.Struct, array_like=True):
+    """The status line and headers of an HTTP reply."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+
+class Hello(msgspec.Struct, array_like=True):
+    """The first frame in both directions: who is there and what it speaks."""
+
+    version: int
+    name: str
+
+
+_call_encoder = msgspec.msgpack.Encoder()
+_call_decoder = msgspec.msgpack.Decoder(CallHead)
+_reply_decoder = msgspec.msgpack.Decoder(ReplyHead)
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+
+encode_head = _call_encoder.encode
+
+
+def decode_call(data: bytes) -> CallHead:
+    """Raises WireError if the bytes are not a call head."""
+    try:
+        return _call_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"a call came with an unreadable head: {error}") from None
+
+
+def decode_reply(data: bytes) -> ReplyHead:
+    """Raises WireError if the bytes are not a reply head."""
+    try:
+        return _reply_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"an HTTP reply came with an unreadable head: {error}") from None
+
+
+def decode_hello(data: bytes) -> Hello:
+    """Raises WireError if the bytes are not a hello."""
+    try:
+        return _hello_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"the connection opened with something else than a hello: {error}") from None

@@ -1,0 +1,267 @@
+"""The supervisor: a small process that forks all others of an instance and outlives every one of them.
+
+Law: one thread, no event loop, nothing of a request and nothing of a decision; so it has no reason to die and can
+fork at any moment. It has imported what its children need, which is why they start in milliseconds and share memory.
+It ends everything, and removes the runtime directory, when it is asked to (SIGTERM, SIGINT), when its owner's
+lifeline is cut, when the controller ends by its own will (exit code 0), or when the controller keeps dying.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import msgspec
+from setproctitle import setproctitle
+
+from skate.core.clock import Clock, SystemClock
+from skate.engine import runtime_dir
+from skate.engine.base import EngineError, ForgetProcess, StartProcess, StopProcess
+from skate.engine.child import CAUGHT, Birth
+from skate.engine.door import Door
+from skate.engine.family import Family
+from skate.engine.lifeline import Lifeline
+from skate.engine.messages import Answer, Ask, Ended, SupervisorConfig
+
+ORPHANED_GRACE_S = 0.5  # the owner is gone, nobody waits for an answer any more
+UNKILLABLE_S = 2.0  # after SIGKILL; a process that hangs in the kernel is left to it
+RESTART_DELAY_S = 0.1  # before the second restart in a row; doubles
+RESTART_DELAY_MAX_S = 2.0
+
+
+def restart_delay_s(deaths: int, deaths_max: int) -> float | None:
+    """How long to wait after so many recent deaths before the next start; None: give up."""
+    if deaths > deaths_max:
+        return None
+    if deaths <= 1:
+        return 0.0
+    return min(RESTART_DELAY_S * 2.0 ** min(deaths - 2, 16), RESTART_DELAY_MAX_S)
+
+
+class Supervisor:
+    """One instance's supervisor, from its first fork to the removal of its directory."""
+
+    def __init__(self, config: SupervisorConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._own = runtime_dir.RuntimeDir(config.runtime_dir, config.lock_fd)
+        self._deaths: deque[float] = deque()
+        self._restart_at: float | None = None
+        self._end_at: float | None = None  # set: ending, and over at that time whatever is left
+        self._exit_code = 0
+        self._selector = selectors.DefaultSelector()
+        self._lifeline = Lifeline()
+        self._wake, self._wake_write = _listen_to_signals()
+        self._selector.register(self._wake, selectors.EVENT_READ, self._on_signals)
+        lifelines = [self._lifeline.read_fd]
+        if config.lifeline_fd is not None:
+            lifelines.append(config.lifeline_fd)
+            self._selector.register(config.lifeline_fd, selectors.EVENT_READ, self._on_owner_gone)
+        address = os.path.join(config.runtime_dir, runtime_dir.ENGINE_SOCKET)
+        self._door = Door(address, self._selector, self._answer)
+        birth = Birth(f"unix:{address}", tuple(lifelines), self._close_in_child)
+        self._family = Family(birth, clock)
+        runtime_dir.write_pid(config.runtime_dir)
+
+    def run(self) -> int:
+        """Serves until the end; the exit code."""
+        try:
+            self._start_controller()
+            self._import_all()
+            while self._end_at is None or (self._family.anyone_alive() and self._clock.now() < self._end_at):
+                self._turn(self._timeout_s())
+        finally:
+            self._lifeline.cut()
+            self._door.close_sockets()
+            failed = self._exit_code != 0
+            runtime_dir.remove(self._own, keep_logs=failed and self._config.lifeline_fd is None)
+        return self._exit_code
+
+    def _import_all(self) -> None:
+        """The controller runs meanwhile; it needs nothing of this."""
+        for name in (*self._config.modules, *self._config.preload):
+            self._turn(0.0)
+            if self._end_at is not None:
+                return
+            try:
+                importlib.import_module(name)
+            except Exception:
+                whose = "preload module" if name in self._config.preload else "module"
+                self._give_up(f"the {whose} {name!r} does not import:\n{traceback.format_exc()}")
+                return
+        threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if threads:
+            _say(f"a preloaded module has started threads ({', '.join(threads)}); they do not live in replicas")
+        gc.freeze()
+
+    def _turn(self, timeout_s: float | None) -> None:
+        for key, events in self._selector.select(timeout_s):
+            handle: Callable[[int], None] = key.data
+            handle(events)
+        self._family.kill_overdue()
+        if self._restart_at is not None and self._restart_at <= self._clock.now():
+            self._start_controller()
+
+    def _timeout_s(self) -> float | None:
+        times = (self._family.next_deadline(), self._restart_at, self._end_at)
+        due = min((time for time in times if time is not None), default=None)
+        return None if due is None else max(due - self._clock.now(), 0.0)
+
+    # -- the controller
+
+    def _start_controller(self) -> None:
+        self._restart_at = None
+        try:
+            self._family.start(self._config.controller)
+        except EngineError as error:
+            _say(str(error))
+            self._controller_died()
+
+    def _controller_ended(self, exit_code: int) -> None:
+        self._family.forget(self._config.controller.id)
+        if self._end_at is not None:
+            return
+        if exit_code == 0:
+            self._end(self._config.grace_s)
+            return
+        how = f"was killed by {_signal_name(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        _say(f"the controller {how}")
+        self._controller_died()
+
+    def _controller_died(self) -> None:
+        now = self._clock.now()
+        self._deaths.append(now)
+        while self._deaths[0] < now - self._config.restart_window_s:
+            self._deaths.popleft()
+        delay = restart_delay_s(len(self._deaths), self._config.restarts_max)
+        if delay is None:
+            self._give_up(
+                f"the controller died {len(self._deaths)} times in {self._config.restart_window_s:g} s and is not "
+                "started again; its errors are above. The instance ends"
+            )
+        else:
+            self._restart_at = now + delay
+
+    # -- what may happen
+
+    def _answer(self, ask: Ask) -> Answer:
+        what = ask.what
+        try:
+            if isinstance(what, StartProcess):
+                if self._end_at is not None:
+                    raise EngineError("the instance is ending, nothing is started any more")
+                self._family.start(what.spec)
+            elif isinstance(what, StopProcess | ForgetProcess):
+                if what.id == self._config.controller.id:
+                    raise EngineError("the controller belongs to the supervisor; end the whole instance instead")
+                if isinstance(what, StopProcess):
+                    self._family.stop(what.id, what.grace_s)
+                else:
+                    self._family.forget(what.id)
+            else:
+                seen = self._family.seen()
+                return Answer(ask.seq, seen=tuple(one for one in seen if one.id != self._config.controller.id))
+        except EngineError as error:
+            return Answer(ask.seq, str(error))
+        return Answer(ask.seq)
+
+    def _on_signals(self, events: int) -> None:
+        try:
+            signums = set(self._wake.recv(4096))
+        except BlockingIOError:
+            return
+        for ended in self._family.reap():
+            if ended.id == self._config.controller.id:
+                self._controller_ended(ended.exit_code or 0)
+            else:
+                self._door.tell(Ended(ended.seen()))
+        if signums & {signal.SIGTERM, signal.SIGINT}:
+            self._end(self._config.grace_s if self._end_at is None else 0.0)  # asked twice: now
+
+    def _on_owner_gone(self, events: int) -> None:
+        assert self._config.lifeline_fd is not None
+        self._selector.unregister(self._config.lifeline_fd)
+        self._end(ORPHANED_GRACE_S)
+
+    def _give_up(self, why: str) -> None:
+        _say(why)
+        self._exit_code = 1
+        self._end(ORPHANED_GRACE_S)
+
+    def _end(self, grace_s: float) -> None:
+        self._restart_at = None
+        end_at = self._clock.now() + grace_s + UNKILLABLE_S
+        self._end_at = end_at if self._end_at is None else min(self._end_at, end_at)
+        self._family.stop_all(grace_s)
+
+    def _close_in_child(self) -> None:
+        """A child keeps none of our descriptors: no end of a pipe that tells our life, no lock, no socket."""
+        self._lifeline.cut()  # its copy of the write end, if the hook of the fork has left it
+        self._door.close_sockets()
+        self._wake.close()
+        self._wake_write.close()
+        self._selector.close()
+        os.close(self._config.lock_fd)
+
+
+def _listen_to_signals() -> tuple[socket.socket, socket.socket]:
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    for signum in CAUGHT:
+        signal.signal(signum, lambda signum, frame: None)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    return reader, writer
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads any more
+        print(f"[skate: supervisor] {text}", file=sys.stderr, flush=True)
+
+
+def _read_config() -> SupervisorConfig:
+    """From stdin, which is a file without a name; no argument shows anything of it."""
+    config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=SupervisorConfig)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for fd in (config.lock_fd, config.lifeline_fd):
+        if fd is not None:
+            os.set_inheritable(fd, False)
+    return config
+
+
+def _put_in_front(paths: Sequence[str]) -> None:
+    known = set(sys.path)
+    sys.path[:0] = [path for path in paths if path not in known]
+
+
+def main() -> None:
+    """What ``python -m skate.engine.supervisor`` runs; ``engine.process.launch`` starts it."""
+    gc.disable()  # the children enable it again; so the pages that they share stay untouched
+    setproctitle("skate: supervisor")
+    config = _read_config()
+    _put_in_front(config.sys_path)
+    sys.argv[:] = ["skate"]
+    sys.exit(Supervisor(config, SystemClock()).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The public API: ``from skate import serve``.
+
+Law: the names and meanings are Ray Serve's of today, so whoever knows them knows these; each function here only
+translates to the floors below. What blocks, blocks the calling thread and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from skate.authoring.deployment import Deployment, deployment
+from skate.authoring.graph import Application, build
+from skate.authoring.ingress import ingress
+from skate.controlplane import instance as instances
+from skate.controlplane.instance import EngineName
+from skate.core import context
+from skate.core.context import ReplicaContext, RequestContext
+from skate.core.errors import ContextError, NotFoundError, NotRunningError, OptionError
+from skate.core.options import check_http_options, check_name, check_route_prefix
+from skate.core.specs import AppSpec, HttpOptions, ServeStatus
+from skate.dataplane import caller as callers
+from skate.dataplane.handle import DeploymentHandle, Response, ResponseStream
+
+__all__ = [
+    "Application",
+    "Deployment",
+    "DeploymentHandle",
+    "HttpOptions",
+    "ReplicaContext",
+    "RequestContext",
+    "Response",
+    "ResponseStream",
+    "ServeStatus",
+    "delete",
+    "deployment",
+    "get_app_handle",
+    "get_deployment_handle",
+    "get_replica_context",
+    "get_request_context",
+    "ingress",
+    "run",
+    "shutdown",
+    "start",
+    "status",
+]
+
+T = TypeVar("T")
+DEFAULT_APP = "default"
+
+
+def start(
+    *,
+    http_options: HttpOptions | Mapping[str, Any] | None = None,
+    http: bool = True,
+    proxies: int = 1,
+    engine: EngineName = "process",
+    preload: Sequence[str] = (),
+) -> None:
+    """Starts an instance if none is running; it ends with this process.
+
+    ``http_options``: a dict or HttpOptions with ``host`` (default ``127.0.0.1``), ``port`` (8000; 0 takes a free one),
+    ``root_path``, ``request_timeout_s`` (None: no limit), ``keep_alive_timeout_s`` (90), ``max_body_bytes``
+    (100 MiB), ``show_traceback`` (False). ``http`` False: no HTTP at all. ``proxies``: processes that share the
+    port. ``engine``: ``process`` (default) or ``inline`` (everything in this process, for tests). ``preload``:
+    modules that the template imports before replicas are forked from it.
+
+    The options of a running instance are not changed. Raises OptionError, AddressInUseError.
+    """
+    _refuse_in_replica("serve.start()")
+    if not isinstance(proxies, int) or isinstance(proxies, bool) or not 1 <= proxies <= 64:
+        raise OptionError(f"proxies must be a number from 1 to 64, not {proxies!r}")
+    options = _http_options(http_options) if http else None
+    instance, _ = instances.start(options, engine=engine, proxies=proxies, preload=tuple(preload))
+    callers.start(instance.address)
+
+
+def run(
+    target: Application[T],
+    *,
+    name: str = DEFAULT_APP,
+    route_prefix: str | None = "/",
+    blocking: bool = False,
+    on_status: Callable[[ServeStatus], None] | None = None,
+) -> DeploymentHandle[T]:
+    """Deploys an application, waits until it is ready and returns the handle of its ingress.
+
+    Starts an instance first if none is running; that one ends with this process. ``name``: of the application
+    (default ``default``); an application of that name is replaced. ``route_prefix``: where HTTP finds it
+    (default ``/``; None: nowhere). ``blocking``: wait for Ctrl-C, then end what was started here.
+    ``on_status`` hears every change while it starts.
+
+    Raises TypeError if ``target`` is no bound deployment, GraphError, OptionError, CodeError before anything
+    runs, AddressInUseError, and DeployError with the replica's traceback when it cannot become ready.
+    """
+    _refuse_in_replica("serve.run()")
+    spec = application_spec(target, name, route_prefix)
+    instance, _ = instances.start(HttpOptions())
+    instance.deploy(spec, on_status)
+    handle: DeploymentHandle[T] = DeploymentHandle(spec.name, spec.ingress, address=instance.address)
+    if blocking:
+        try:
+            wait_for_interrupt()
+        finally:
+            shutdown() if instance.owned else delete(name)
+    return handle
+
+
+def application_spec(target: Any, name: str = DEFAULT_APP, route_prefix: str | None = "/") -> AppSpec:
+    """The application as a plain value. Raises what ``run`` raises before anything runs."""
+    if not isinstance(target, Application):
+        hint = " (did you forget .bind()?)" if isinstance(target, (Deployment, type)) or callable(target) else ""
+        raise TypeError(f"serve.run() takes a bound deployment, Deployment.bind(...), not {type(target).__name__}{hint}")
+    check_name(name)
+    prefix = check_route_prefix(route_prefix)
+    paths = tuple(os.path.abspath(path or ".") for path in sys.path if not path.endswith(".zip"))
+    return build(target, name, prefix, sys_path=paths, cwd=os.getcwd())
+
+
+def wait_for_interrupt() -> None:
+    """Returns at Ctrl-C (KeyboardInterrupt is not passed on)."""
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
+
+
+def shutdown() -> None:
+    """Ends the whole instance, with all its applications and processes; does nothing when none is running."""
+    _refuse_in_replica("serve.shutdown()")
+    try:
+        instance = instances.find()
+    except NotRunningError:
+        return
+    try:
+        instance.shutdown()
+    finally:
+        instances.forget()
+
+
+def delete(name: str) -> None:
+    """Deletes an application and waits until its replicas have ended. Raises NotFoundError, NotRunningError."""
+    check_name(name)
+    instances.find().delete(name)
+
+
+def status() -> ServeStatus:
+    """The state of everything that runs; an empty ServeStatus when nothing does."""
+    try:
+        return instances.find().status()
+    except NotRunningError:
+        return ServeStatus()
+
+
+def get_app_handle(name: str = DEFAULT_APP) -> DeploymentHandle[Any]:
+    """The handle of an application's ingress. Raises NotFoundError, NotRunningError."""
+    for lane in _caller().router.lanes.values():
+        if lane.target.app == name and lane.target.ingress:
+            return DeploymentHandle(name, lane.target.name, address=_caller().address)
+    raise NotFoundError(f"no application {name!r} is running; running are: {_known_apps()}")
+
+
+def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> DeploymentHandle[Any]:
+    """The handle of a deployment; ``app_name`` defaults to the application of the calling replica.
+
+    Raises NotFoundError, ContextError when ``app_name`` is left out outside a replica, NotRunningError.
+    """
+    if app_name is None:
+        here = context.replica_context()
+        if here is None:
+            raise ContextError(
+                "get_deployment_handle() needs app_name outside a replica: get_deployment_handle(name, app_name='default')"
+            )
+        app_name = here.app_name
+    lanes = _caller().router.lanes
+    if f"{app_name}/{deployment_name}" not in lanes:
+        known = ", ".join(sorted(lane.target.name for lane in lanes.values() if lane.target.app == app_name))
+        where = f"its deployments are: {known}" if known else f"no such application; running are: {_known_apps()}"
+        raise NotFoundError(f"no deployment {deployment_name!r} in application {app_name!r}; {where}")
+    return DeploymentHandle(app_name, deployment_name, address=_caller().address)
+
+
+def get_replica_context() -> ReplicaContext:
+    """The replica that the calling code runs in. Raises ContextError outside a replica."""
+    here = context.replica_context()
+    if here is None:
+        raise ContextError("get_replica_context() was called outside a replica")
+    return here
+
+
+def get_request_context() -> RequestContext:
+    """The request that the calling code works for: its id, application, route and deadline. ContextError if none."""
+    here = context.request.get()
+    if here is None:
+        raise ContextError("get_request_context() was called outside a request")
+    return here
+
+
+def _caller() -> callers.Caller:
+    try:
+        return callers.current()
+    except NotRunningError:
+        return callers.start(instances.find().address)
+
+
+def _known_apps() -> str:
+    return ", ".join(sorted({lane.target.app for lane in _caller().router.lanes.values()})) or "none"
+
+
+def _http_options(given: HttpOptions | Mapping[str, Any] | None) -> HttpOptions:
+    if given is None:
+        return HttpOptions()
+    plain = msgspec.structs.asdict(given) if isinstance(given, HttpOptions) else given
+    return HttpOptions(**check_http_options(plain))
+
+
+def _refuse_in_replica(what: str) -> None:
+    if context.replica_context() is not None:
+        raise ContextError(f"{what} cannot be called inside a replica: call it from a script or the command line")

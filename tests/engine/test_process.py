@@ -1,0 +1,241 @@
+"""Real processes: who ends with whom, and that nothing is left."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from skate.core.specs import ProcessSpec
+from skate.engine.base import AlreadyRunningError
+from skate.engine.process import launch
+from skate.engine.runtime_dir import running_pid
+from tests.engine.world import ROOT, World, forget_mark, lives, marked, session_of, title, until
+
+pytestmark = pytest.mark.e2e
+
+OWNER = str(Path(__file__).with_name("owner.py"))
+
+
+def controlling(world: World, **entries: str) -> tuple[ProcessSpec, dict[str, ProcessSpec]]:
+    """A controller that starts these entries, and the specs of what it starts."""
+    started = {id: world.spec(entry, id) for id, entry in entries.items()}
+    config = world.config(start=entries, configs={id: spec.config.decode() for id, spec in started.items()})
+    return world.controller("control", config), started
+
+
+def owned(world: World, controller: ProcessSpec, how: str) -> tuple[subprocess.Popen[str], int, int]:
+    """A script that has launched an instance; the supervisor's process id and that of the script's own fork."""
+    spec = base64.b64encode(msgspec.msgpack.encode(controller)).decode()
+    script = subprocess.Popen(
+        [sys.executable, OWNER, world.runtime_dir, spec, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert script.stdout is not None
+    supervisor, forked = script.stdout.readline().split()
+    return script, int(supervisor), int(forked)
+
+
+def finish(script: subprocess.Popen[str]) -> None:
+    assert script.stdin is not None and script.stdout is not None
+    script.stdin.close()
+    script.stdout.close()
+    script.wait(10.0)
+
+
+def test_names_and_lives_of_an_instance(world: World) -> None:
+    controller, started = controlling(world, x1="obey")
+    with world.launched(controller) as instance:
+        replica = marked(started["x1"])
+        assert replica["inline"] is False
+        assert replica["engine_address"] == f"unix:{world.runtime_dir}/engine.sock"
+        assert title(instance.pid) == "skate: supervisor"
+        assert title(marked(controller)["pid"]) == "skate: controller"
+        assert title(replica["pid"]) == "skate: replica x1"
+        assert running_pid(world.runtime_dir) == instance.pid and instance.alive()
+        assert os.stat(world.runtime_dir).st_mode & 0o777 == 0o700
+        for name in ("engine.sock", "lock", "pid"):
+            assert os.stat(os.path.join(world.runtime_dir, name)).st_mode & 0o777 == 0o600
+        with pytest.raises(AlreadyRunningError, match=str(instance.pid)):
+            launch(world.runtime_dir, controller)
+        instance.close()
+        instance.close()
+        assert instance.exit_code == 0 and session_of(instance.pid) == []
+        assert running_pid(world.runtime_dir) is None
+    assert not os.path.exists(os.path.dirname(world.runtime_dir))
+
+
+def test_a_killed_owner_leaves_nothing(world: World) -> None:
+    controller, started = controlling(world, x1="obey", x2="ignore", x3="block", x4="start_others")
+    script, supervisor, forked = owned(world, controller, "owned")
+    others = [marked(spec) for spec in started.values()]
+    pids = [supervisor, *(one["pid"] for one in others), *others[3]["others"]]
+    assert all(lives(pid) for pid in pids)
+    script.kill()
+    until(lambda: not any(lives(pid) for pid in pids), "all have ended", 3.0)
+    until(lambda: not os.path.exists(world.runtime_dir), "the directory is removed", 3.0)
+    assert lives(forked)  # it was no part of the instance, and did not hold it
+    os.kill(forked, signal.SIGKILL)
+    finish(script)
+
+
+def test_an_owner_that_just_ends_leaves_nothing(world: World) -> None:
+    controller, started = controlling(world, x1="obey")
+    script, supervisor, forked = owned(world, controller, "owned")
+    marked(started["x1"])
+    os.kill(forked, signal.SIGKILL)
+    finish(script)
+    until(lambda: session_of(supervisor) == [], "all have ended", 3.0)
+    until(lambda: not os.path.exists(world.runtime_dir), "the directory is removed", 3.0)
+
+
+def test_a_killed_supervisor_takes_all_with_it(world: World) -> None:
+    controller, started = controlling(world, x1="obey", x2="ignore", x3="block", x4="start_others")
+    with world.launched(controller) as instance:
+        others = [marked(spec) for spec in started.values()]
+        pids = [marked(controller)["pid"], *(one["pid"] for one in others), *others[3]["others"]]
+        os.kill(instance.pid, signal.SIGKILL)
+        until(lambda: not any(lives(pid) for pid in pids), "all have ended", 3.0)
+        assert not instance.alive() and os.path.exists(world.runtime_dir)
+        instance.close()
+        assert not os.path.exists(world.runtime_dir)
+
+
+def test_the_directory_of_a_killed_instance_is_taken_over(world: World) -> None:
+    first = world.controller()
+    with world.launched(first) as instance:
+        gone = marked(first)["pid"]
+        os.kill(instance.pid, signal.SIGKILL)
+        until(lambda: not lives(gone), "the controller has ended", 3.0)
+        second = world.controller()
+        with world.launched(second):
+            assert lives(marked(second)["pid"])
+
+
+def test_a_killed_controller_is_forked_again_and_finds_the_others(world: World) -> None:
+    controller, started = controlling(world, x1="obey")
+    with world.launched(controller):
+        replica = marked(started["x1"])["pid"]
+        first = marked(controller)
+        assert first["known"] == []
+        forget_mark(controller)
+        os.kill(first["pid"], signal.SIGKILL)
+        second = marked(controller)
+        assert second["pid"] != first["pid"] and second["known"] == ["x1"]
+        assert lives(replica)
+
+
+def test_a_controller_that_keeps_dying_is_given_up(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    with world.launched(world.controller("crash"), restarts_max=2) as instance:
+        until(lambda: not instance.alive(), "the instance has ended")
+        assert instance.exit_code == 1
+        assert not os.path.exists(world.runtime_dir)
+    printed = capfd.readouterr().err
+    assert printed.count("the model file is broken") == 2 * 3  # each traceback shows the line and the error
+    assert "died 3 times in 30 s" in printed
+
+
+def test_a_controller_that_returns_ends_the_instance(world: World) -> None:
+    controller, started = controlling(world, x1="obey")
+    controller = world.controller("control", json.dumps({**json.loads(controller.config), "then": "return"}).encode())
+    with world.launched(controller) as instance:
+        until(lambda: not instance.alive(), "the instance has ended")
+        assert instance.exit_code == 0 and session_of(instance.pid) == []
+        assert not os.path.exists(world.runtime_dir)
+
+
+def test_a_child_holds_nothing_of_the_supervisor(world: World) -> None:
+    controller, started = controlling(world, x1="obey", x2="tell_descriptors")
+    read_end, write_end = os.pipe()
+    os.set_inheritable(write_end, True)
+    with world.launched(controller) as instance:
+        told = marked(started["x2"])
+        kinds = [name.split(":")[0].partition("/")[0] or name for name in told["descriptors"]]
+        held = set(os.listdir(f"/proc/{instance.pid}/fd"))
+        assert len(held) < 20
+        # 0-2; both lifelines' read ends; of its loop: one epoll, its wake-ups, a socket pair for signals
+        assert kinds.count("pipe") <= 2 + 2, told["descriptors"]  # stdout and stderr may be pipes
+        assert kinds.count("socket") <= 2, told["descriptors"]
+        assert not [name for name in told["descriptors"] if name.startswith(world.folder)], told["descriptors"]
+        assert "/dev/null" in told["descriptors"]
+        assert told["blocked"] == []
+        for pid in (told["pid"], instance.pid):
+            assert f"pipe:[{os.fstat(write_end).st_ino}]" not in [
+                os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")
+            ]
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_the_write_end_of_a_lifeline_is_in_one_process_only(world: World) -> None:
+    """A second holder would keep an instance alive after its owner's death."""
+    controller, started = controlling(world, x1="obey")
+    with world.launched(controller) as instance:
+        pids = [instance.pid, marked(controller)["pid"], marked(started["x1"])["pid"]]
+        writers: dict[str, list[int]] = {}
+        for pid in pids:
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                flags = Path(f"/proc/{pid}/fdinfo/{name}").read_text(encoding="utf-8").split("flags:")[1].split()[0]
+                if target.startswith("pipe:") and int(name) > 2 and int(flags, 8) & os.O_ACCMODE == os.O_WRONLY:
+                    writers.setdefault(target, []).append(pid)
+        assert list(writers.values()) == [[instance.pid]]
+
+
+def test_what_a_replica_started_ends_with_it(world: World) -> None:
+    controller, started = controlling(world, x1="start_others")
+    with world.launched(controller):
+        replica = marked(started["x1"])
+        os.kill(replica["pid"], signal.SIGKILL)
+        until(lambda: not any(lives(pid) for pid in replica["others"]), "its programs have ended", 3.0)
+
+
+def test_a_replica_ends_although_tasks_and_threads_of_it_go_on(world: World) -> None:
+    controller, started = controlling(world, x1="leave_work")
+    with world.launched(controller):
+        replica = marked(started["x1"])
+        until(lambda: not lives(replica["pid"]), "it has ended", 3.0)
+
+
+def test_a_detached_instance_outlives_its_starter_and_ends_when_asked(world: World) -> None:
+    controller, started = controlling(world, x1="obey", x2="crash")
+    script, supervisor, _ = owned(world, controller, "detached")
+    finish(script)
+    replica = marked(started["x1"])["pid"]
+    log = Path(world.runtime_dir, "logs", "instance.log")
+    until(lambda: "the model file is broken" in log.read_text(encoding="utf-8"), "the crash is in the log")
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert lives(supervisor) and lives(replica)
+    os.kill(supervisor, signal.SIGTERM)
+    until(lambda: session_of(supervisor) == [], "all have ended", 5.0)
+    until(lambda: not os.path.exists(world.runtime_dir), "the directory is removed", 3.0)
+
+
+def test_a_detached_instance_that_fails_leaves_its_log(world: World) -> None:
+    with world.launched(world.controller("crash"), detached=True, restarts_max=0) as instance:
+        until(lambda: not instance.alive(), "the instance has ended")
+        assert "the model file is broken" in Path(instance.log_path).read_text(encoding="utf-8")
+        assert sorted(os.listdir(world.runtime_dir)) == ["lock", "logs"]
+    assert not os.path.exists(world.runtime_dir)
+
+
+def test_a_preload_that_does_not_import_ends_the_instance(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    with world.launched(world.controller(), preload=["no_such_module"]) as instance:
+        until(lambda: not instance.alive(), "the instance has ended")
+        assert instance.exit_code == 1
+    assert "the preload module 'no_such_module' does not import" in capfd.readouterr().err
+
+
+def test_two_askings_end_an_instance_whose_grace_is_long(world: World) -> None:
+    controller, started = controlling(world, x1="ignore")
+    with world.launched(controller, grace_s=600.0) as instance:
+        marked(started["x1"])
+        instance.close(0.05)
+        assert session_of(instance.pid) == []
+        assert not os.path.exists(world.runtime_dir)

@@ -1,0 +1,201 @@
+"""The connection as a value: every transition is in the table, everything else ends it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from skate.core.errors import WireError
+from skate.dataplane.wire import frames as f
+from skate.dataplane.wire.connection import CALLS_MAX, CHUNK_COST, WINDOW, Connection
+from skate.dataplane.wire.head import Hello, encode_head
+
+
+def pair() -> tuple[Connection, Connection]:
+    caller, callee = Connection("caller"), Connection("callee")
+    assert callee.feed(caller.hello("c")) == [] and caller.feed(callee.hello("s")) == []
+    assert callee.peer_name == "c" and caller.peer_name == "s"
+    return caller, callee
+
+
+def call_frame(id: int, last: bool = True) -> bytes:
+    return f.pack(f.CALL, id, f.HEADED | (f.LAST if last else 0), 0, f.join_head(b"h", b"b"))
+
+
+def test_the_first_frame_must_be_a_hello() -> None:
+    with pytest.raises(WireError, match="hello"):
+        Connection("callee").feed(call_frame(1))
+
+
+def test_another_version_is_named() -> None:
+    with pytest.raises(WireError, match="version 99"):
+        Connection("callee").feed(f.pack(f.HELLO, 0, 0, 0, encode_head(Hello(99, "x"))))
+
+
+def test_a_call_is_answered_and_forgotten() -> None:
+    caller, callee = pair()
+    id = caller.open(complete=True)
+    assert [frame[:2] for frame in callee.feed(call_frame(id))] == [(f.CALL, id)]
+    callee.close(id)
+    assert [frame[0] for frame in caller.feed(f.pack(f.CHUNK, id, f.LAST, 1, b"x"))] == [f.CHUNK]
+    assert not caller.calls and not callee.calls
+    assert caller.feed(f.pack(f.CHUNK, id, f.LAST, 1, b"late")) == []
+
+
+def test_call_ids_only_grow() -> None:
+    _, callee = pair()
+    callee.feed(call_frame(5))
+    with pytest.raises(WireError, match="not above"):
+        callee.feed(call_frame(5))
+
+
+def test_an_unopened_call_is_an_error() -> None:
+    caller, callee = pair()
+    with pytest.raises(WireError, match="never opened"):
+        caller.feed(f.pack(f.CHUNK, 7, 0, 0, b""))
+    with pytest.raises(WireError, match="never opened"):
+        callee.feed(f.pack(f.CANCEL, 7, 0, 0, b""))
+
+
+def test_input_after_its_end_is_an_error() -> None:
+    _, callee = pair()
+    callee.feed(call_frame(1, last=True))
+    with pytest.raises(WireError, match="may not follow"):
+        callee.feed(f.pack(f.CHUNK, 1, 0, 0, b"more"))
+
+
+def test_each_side_may_say_only_its_own_frames() -> None:
+    caller, callee = pair()
+    with pytest.raises(WireError):
+        caller.feed(call_frame(1))
+    with pytest.raises(WireError):
+        callee.feed(f.pack(f.READY, 0, 0, 0, f.pack_count(1)))
+
+
+def test_too_many_calls_are_an_error() -> None:
+    caller, _ = pair()
+    for _ in range(CALLS_MAX):
+        caller.open(True)
+    with pytest.raises(WireError, match="open on one connection"):
+        caller.open(True)
+
+
+def test_more_than_the_credit_is_an_error() -> None:
+    _, callee = pair()
+    callee.feed(call_frame(1, last=False))
+    chunk = f.pack(f.CHUNK, 1, 0, 0, b"x" * (WINDOW // 2))
+    callee.feed(chunk)
+    callee.feed(chunk)
+    with pytest.raises(WireError, match="more than its credit"):
+        callee.feed(chunk)
+
+
+def test_credit_comes_back_when_chunks_are_taken() -> None:
+    caller, callee = pair()
+    id = caller.open(complete=False)
+    callee.feed(call_frame(id, last=False))
+    size = WINDOW // 4
+    for _ in range(64):
+        assert caller.may_send(id)
+        caller.spend(id, size)
+        callee.feed(f.pack(f.CHUNK, id, 0, 0, b"x" * size))
+        credit = callee.take(id, size)
+        assert credit
+        caller.feed(credit)
+    assert caller.calls[id].send_window == WINDOW
+
+
+@given(st.lists(st.binary(max_size=120), max_size=12), st.sampled_from(["caller", "callee"]))
+def test_any_bytes_after_hello_end_in_frames_or_an_error(pieces: list[bytes], role: str) -> None:
+    connection = Connection(role, frame_max=4096)  # type: ignore[arg-type]
+    connection.feed(f.pack(f.HELLO, 0, 0, 0, encode_head(Hello(f.VERSION, "x"))))
+    try:
+        for piece in pieces:
+            connection.feed(piece)
+            assert len(connection.calls) <= 200
+    except WireError:
+        pass
+
+
+class TwoEnds(RuleBasedStateMachine):
+    """A caller and a callee that do anything they may, over a line that delivers late: neither ever errs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.caller, self.callee = pair()
+        self.to_callee: list[bytes] = []
+        self.to_caller: list[bytes] = []
+        self.sending: set[int] = set()
+        self.answering: set[int] = set()
+
+    @rule(complete=st.booleans())
+    def open(self, complete: bool) -> None:
+        id = self.caller.open(complete)
+        self.to_callee.append(call_frame(id, complete))
+        if not complete:
+            self.sending.add(id)
+
+    @precondition(lambda self: self.sending)
+    @rule(data=st.data(), size=st.integers(0, 3 * WINDOW // 2), last=st.booleans())
+    def send(self, data: st.DataObject, size: int, last: bool) -> None:
+        id = data.draw(st.sampled_from(sorted(self.sending)))
+        if id not in self.caller.calls:
+            self.sending.discard(id)
+        elif self.caller.may_send(id):
+            self.caller.spend(id, size)
+            self.to_callee.append(f.pack(f.CHUNK, id, f.LAST if last else 0, 0, bytes(size)))
+            if last:
+                self.caller.finish_input(id)
+                self.sending.discard(id)
+
+    @precondition(lambda self: self.caller.calls)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.caller.calls)))
+        self.caller.close(id)
+        self.to_callee.append(f.pack(f.CANCEL, id, 0, 0, b"why"))
+
+    @precondition(lambda self: self.answering)
+    @rule(data=st.data(), size=st.integers(0, 3 * WINDOW // 2), kind=st.sampled_from(["chunk", "last", "error", "refuse"]))
+    def answer(self, data: st.DataObject, size: int, kind: str) -> None:
+        id = data.draw(st.sampled_from(sorted(self.answering)))
+        if id not in self.callee.calls:
+            self.answering.discard(id)
+        elif kind == "chunk":
+            if self.callee.may_send(id):
+                self.callee.spend(id, size)
+                self.to_caller.append(f.pack(f.CHUNK, id, 0, 1, bytes(size)))
+        else:
+            frame = {"last": f.CHUNK, "error": f.ERROR, "refuse": f.REFUSED}[kind]
+            self.callee.close(id)
+            self.answering.discard(id)
+            self.to_caller.append(f.pack(frame, id, f.LAST if kind == "last" else 0, 0, b""))
+
+    @precondition(lambda self: self.to_callee)
+    @rule()
+    def deliver_to_callee(self) -> None:
+        for kind, id, _, _, body in self.callee.feed(self.to_callee.pop(0)):
+            if kind == f.CALL:
+                self.answering.add(id)
+            elif kind == f.CHUNK and (credit := self.callee.take(id, len(body))):
+                self.to_caller.append(credit)
+
+    @precondition(lambda self: self.to_caller)
+    @rule()
+    def deliver_to_caller(self) -> None:
+        for kind, id, flags, _, body in self.caller.feed(self.to_caller.pop(0)):
+            if kind == f.CHUNK and not flags & f.LAST and (credit := self.caller.take(id, len(body))):
+                self.to_callee.append(credit)
+
+    @invariant()
+    def windows_are_bounded(self) -> None:
+        for connection in (self.caller, self.callee):
+            for state in connection.calls.values():
+                assert state.send_window <= WINDOW
+                assert state.arrived <= WINDOW + 3 * WINDOW // 2 + CHUNK_COST
+
+
+TwoEnds.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTwoEnds = TwoEnds.TestCase
