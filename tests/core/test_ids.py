@@ -33,7 +33,7 @@ def test_a_forked_child_draws_other_ids() -> None:
     theirs = os.read(reading, 100).decode()
     os.close(reading)
     os.waitpid(child, 0)
-    assert theirs != ids.request_id() and uuid.UUID(theirs)
+    assert theirs != ids.request_id() and uuid.UUID(theirs).version == 4
 
 
 def test_a_replica_id_names_its_deployment() -> None:

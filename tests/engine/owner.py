@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import signal
 import sys
 
 import msgspec
@@ -21,7 +22,7 @@ if __name__ == "__main__":
         forked = os.fork()  # a user's multiprocessing; it must not keep the instance alive
     if forked == 0 and not detached:
         while True:
-            os.read(0, 1)
+            signal.pause()
     print(launched.pid, forked, flush=True)
     if not detached:
         os.read(0, 1)

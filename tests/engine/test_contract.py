@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from skate.core.clock import SystemClock
+from skate.core.clock import ManualClock, SystemClock
+from skate.core.specs import ProcessSpec
 from skate.engine.base import Engine, EngineError, ForgetProcess, ProcessSeen, StartProcess, StopProcess
 from skate.engine.inline import InlineEngine
 from skate.engine.process import ProcessEngine
-from tests.engine.world import LIMIT_S, World, until_async
+from tests.engine.world import ENTRIES, LIMIT_S, World, until_async
 
 Scenario = Callable[[Engine], Awaitable[None]]
 Play = Callable[[Scenario], None]
@@ -229,12 +230,18 @@ def test_an_entry_that_swallows_its_cancellation_is_cancelled_again() -> None:
     """Inline nothing can be killed; this is what is done instead."""
 
     async def run() -> None:
-        with_patience = World("/nowhere")
-        engine = InlineEngine(SystemClock())
-        await engine.perform(StartProcess(with_patience.spec("stubborn", config=b"{}")))
+        clock = ManualClock()
+        engine = InlineEngine(clock)
+        await engine.perform(StartProcess(ProcessSpec("x1", "replica", "x1", f"{ENTRIES}:stubborn", b"")))
         await asyncio.sleep(0)
         await engine.perform(StopProcess("x1", 0.0))
-        one = await ended(engine)
-        assert one.exit_code == -9
+
+        async def is_over() -> bool:
+            clock.advance(1.0)
+            one = await seen(engine)
+            return one is not None and not one.alive
+
+        await until_async(is_over, "x1 has ended")
+        assert (await ended(engine)).exit_code == -9
 
     asyncio.run(run())

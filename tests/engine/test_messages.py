@@ -33,7 +33,10 @@ def test_messages_survive_any_cutting(messages: list[Ask | Answer | Ended], cuts
         size = cuts[at % len(cuts)]
         bodies += reader.feed(data[at : at + size])
         at += size
-    read = [read_ask(body) if isinstance(message, Ask) else read_told(body) for message, body in zip(messages, bodies)]
+    read = [
+        read_ask(body) if isinstance(message, Ask) else read_told(body)
+        for message, body in zip(messages, bodies, strict=True)
+    ]
     assert read == messages
 
 

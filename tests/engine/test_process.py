@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from skate.core.clock import SystemClock
 from skate.core.specs import ProcessSpec
-from skate.engine.base import AlreadyRunningError
-from skate.engine.process import launch
+from skate.engine.base import AlreadyRunningError, EngineError
+from skate.engine.process import ProcessEngine, launch
 from skate.engine.runtime_dir import running_pid
-from tests.engine.world import ROOT, World, forget_mark, lives, marked, session_of, title, until
+from tests.engine.world import World, forget_mark, lives, marked, session_of, title, until, until_async
 
 pytestmark = pytest.mark.e2e
 
@@ -40,6 +44,22 @@ def owned(world: World, controller: ProcessSpec, how: str) -> tuple[subprocess.P
     assert script.stdout is not None
     supervisor, forked = script.stdout.readline().split()
     return script, int(supervisor), int(forked)
+
+
+def descriptors(pid: int) -> list[str]:
+    """What a process has open."""
+    return [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+
+
+def write_ends(pid: int) -> list[str]:
+    """The pipes that a process can write to, but for stdout and stderr."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        target = os.readlink(f"/proc/{pid}/fd/{name}")
+        flags = Path(f"/proc/{pid}/fdinfo/{name}").read_text(encoding="utf-8").split("flags:")[1].split()[0]
+        if target.startswith("pipe:") and int(name) > 2 and int(flags, 8) & os.O_ACCMODE == os.O_WRONLY:
+            found.append(target)
+    return found
 
 
 def finish(script: subprocess.Popen[str]) -> None:
@@ -142,7 +162,7 @@ def test_a_controller_that_keeps_dying_is_given_up(world: World, capfd: pytest.C
 
 
 def test_a_controller_that_returns_ends_the_instance(world: World) -> None:
-    controller, started = controlling(world, x1="obey")
+    controller, _ = controlling(world, x1="obey")
     controller = world.controller("control", json.dumps({**json.loads(controller.config), "then": "return"}).encode())
     with world.launched(controller) as instance:
         until(lambda: not instance.alive(), "the instance has ended")
@@ -156,19 +176,14 @@ def test_a_child_holds_nothing_of_the_supervisor(world: World) -> None:
     os.set_inheritable(write_end, True)
     with world.launched(controller) as instance:
         told = marked(started["x2"])
-        kinds = [name.split(":")[0].partition("/")[0] or name for name in told["descriptors"]]
-        held = set(os.listdir(f"/proc/{instance.pid}/fd"))
-        assert len(held) < 20
-        # 0-2; both lifelines' read ends; of its loop: one epoll, its wake-ups, a socket pair for signals
-        assert kinds.count("pipe") <= 2 + 2, told["descriptors"]  # stdout and stderr may be pipes
-        assert kinds.count("socket") <= 2, told["descriptors"]
+        shared = [one for one in descriptors(instance.pid) if one in told["descriptors"] and not one.startswith("anon")]
+        standard = [os.readlink(f"/proc/{instance.pid}/fd/{number}") for number in range(3)]
+        lifelines = set(shared) - set(standard)
+        assert len(lifelines) == 2 and all(one.startswith("pipe:") for one in lifelines), shared
         assert not [name for name in told["descriptors"] if name.startswith(world.folder)], told["descriptors"]
         assert "/dev/null" in told["descriptors"]
         assert told["blocked"] == []
-        for pid in (told["pid"], instance.pid):
-            assert f"pipe:[{os.fstat(write_end).st_ino}]" not in [
-                os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")
-            ]
+        assert f"pipe:[{os.fstat(write_end).st_ino}]" not in descriptors(instance.pid) + told["descriptors"]
     os.close(read_end)
     os.close(write_end)
 
@@ -177,15 +192,10 @@ def test_the_write_end_of_a_lifeline_is_in_one_process_only(world: World) -> Non
     """A second holder would keep an instance alive after its owner's death."""
     controller, started = controlling(world, x1="obey")
     with world.launched(controller) as instance:
-        pids = [instance.pid, marked(controller)["pid"], marked(started["x1"])["pid"]]
-        writers: dict[str, list[int]] = {}
-        for pid in pids:
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-                flags = Path(f"/proc/{pid}/fdinfo/{name}").read_text(encoding="utf-8").split("flags:")[1].split()[0]
-                if target.startswith("pipe:") and int(name) > 2 and int(flags, 8) & os.O_ACCMODE == os.O_WRONLY:
-                    writers.setdefault(target, []).append(pid)
-        assert list(writers.values()) == [[instance.pid]]
+        children = [marked(controller)["pid"], marked(started["x1"])["pid"]]
+        (lifeline,) = write_ends(instance.pid)
+        for pid in children:
+            assert lifeline in descriptors(pid) and lifeline not in write_ends(pid)
 
 
 def test_what_a_replica_started_ends_with_it(world: World) -> None:
@@ -221,7 +231,7 @@ def test_a_detached_instance_that_fails_leaves_its_log(world: World) -> None:
     with world.launched(world.controller("crash"), detached=True, restarts_max=0) as instance:
         until(lambda: not instance.alive(), "the instance has ended")
         assert "the model file is broken" in Path(instance.log_path).read_text(encoding="utf-8")
-        assert sorted(os.listdir(world.runtime_dir)) == ["lock", "logs"]
+        assert sorted(os.listdir(world.runtime_dir)) == ["logs"]
     assert not os.path.exists(world.runtime_dir)
 
 
@@ -239,3 +249,66 @@ def test_two_askings_end_an_instance_whose_grace_is_long(world: World) -> None:
         instance.close(0.05)
         assert session_of(instance.pid) == []
         assert not os.path.exists(world.runtime_dir)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3])
+def test_an_instance_can_be_ended_at_any_moment_of_its_start(world: World, after_s: float) -> None:
+    controller, _ = controlling(world, x1="obey")
+    with world.launched(controller) as instance:
+        with pytest.raises(subprocess.TimeoutExpired):  # not a wait for a state: the moment is what is tested
+            subprocess.run(["sleep", "10"], timeout=after_s, check=False)
+        instance.close()
+        assert session_of(instance.pid) == []
+        assert not os.path.exists(world.runtime_dir)
+
+
+def test_noise_and_crowds_on_the_socket_disturb_nobody(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    controller, started = controlling(world, x1="obey")
+    with world.launched(controller) as instance:
+        marked(started["x1"])
+        guests = [socket.socket(socket.AF_UNIX) for _ in range(30)]
+        for guest in guests:
+            guest.settimeout(5.0)
+            guest.connect(os.path.join(world.runtime_dir, "engine.sock"))
+            with suppress(OSError):  # one of those above the limit, closed at once
+                guest.sendall(b"\xff\xff\xff\xffnoise")
+                assert guest.recv(1) == b""
+        for guest in guests:
+            guest.close()
+
+        async def observed() -> list[str]:
+            engine = ProcessEngine(instance.engine_address, SystemClock())
+            ids = [one.id for one in await engine.observe() if one.alive]
+            await engine.close()
+            return ids
+
+        assert asyncio.run(observed()) == ["x1"]
+    assert "a frame of 4294967295 bytes was announced" in capfd.readouterr().err
+
+
+def test_a_supervisor_that_is_gone_is_an_error_and_not_a_wait(world: World) -> None:
+    async def scenario() -> None:
+        with world.launched(world.controller()) as instance:
+            engine = ProcessEngine(instance.engine_address, SystemClock())
+            changed = asyncio.Event()
+            engine.on_change(changed.set)
+            await until_async(lambda: observes(engine), "the supervisor listens")
+            os.kill(instance.pid, signal.SIGSTOP)
+            asking = asyncio.create_task(engine.observe())
+            await asyncio.sleep(0)
+            os.kill(instance.pid, signal.SIGKILL)
+            with pytest.raises(EngineError, match="connection to the supervisor"):
+                await asking
+            await asyncio.wait_for(changed.wait(), 5.0)
+            with pytest.raises(EngineError, match="no supervisor listens"):
+                await engine.observe()
+
+    asyncio.run(scenario())
+
+
+async def observes(engine: ProcessEngine) -> bool:
+    try:
+        await engine.observe()
+    except EngineError:
+        return False
+    return True

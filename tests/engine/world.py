@@ -57,7 +57,9 @@ class World:
         return ProcessSpec(id, role, f"skate: {role} {id}", f"{ENTRIES}:{entry}", config or self.config())
 
     def controller(self, entry: str = "obey", config: bytes | None = None) -> ProcessSpec:
-        return ProcessSpec("controller", "controller", "skate: controller", f"{ENTRIES}:{entry}", config or self.config())
+        return ProcessSpec(
+            "controller", "controller", "skate: controller", f"{ENTRIES}:{entry}", config or self.config()
+        )
 
     @contextmanager
     def launched(self, controller: ProcessSpec, **options: Any) -> Iterator[Launched]:

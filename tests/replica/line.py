@@ -139,7 +139,13 @@ class Line:
         return asked
 
     def python(
-        self, method: str, *args: Any, stream: bool = False, timeout_s: float | None = None, credit: bool = True, **kwargs: Any
+        self,
+        method: str,
+        *args: Any,
+        stream: bool = False,
+        timeout_s: float | None = None,
+        credit: bool = True,
+        **kwargs: Any,
     ) -> Asked:
         payload = dumps((args, kwargs)) if args or kwargs else b""
         return self._open(CallHead(PYTHON, method, "rid-1", timeout_s, stream), payload, True, credit)

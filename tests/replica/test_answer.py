@@ -44,7 +44,7 @@ class Color(enum.Enum):
     RED = "red"
 
 
-class Word(str, enum.Enum):
+class Word(str, enum.Enum):  # noqa: UP042  # what users write
     YES = "yes"
 
 
@@ -103,7 +103,7 @@ TEXT, UTF8, JSON = "text/plain", "text/plain; charset=utf-8", "application/json"
         ((1, "a", None), JSON, b'[1,"a",null]'),
         ({"count": 1, "x": [1, 2]}, JSON, b'{"count":1,"x":[1,2]}'),
         ({"a": "\u00e9"}, JSON, '{"a":"\u00e9"}'.encode()),
-        ({1: "a", None: 2, True: 3, 1.5: 4}, JSON, b'{"1":3,"null":2,"1.5":4}'),
+        ({1: "a", None: 2, False: 3, 1.5: 4}, JSON, b'{"1":"a","null":2,"false":3,"1.5":4}'),
         (OrderedDict(a=1), JSON, b'{"a":1}'),
         ({"v"}, JSON, b'["v"]'),
         (frozenset([1]), JSON, b"[1]"),
@@ -118,7 +118,7 @@ TEXT, UTF8, JSON = "text/plain", "text/plain; charset=utf-8", "application/json"
         ([datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.UTC)], JSON, b'["2026-01-02T03:00:00+00:00"]'),
         ([datetime.time(3, 4), datetime.timedelta(minutes=1)], JSON, b'["03:04:00",60.0]'),
         ([decimal.Decimal("1.5"), decimal.Decimal("10"), decimal.Decimal("NaN")], JSON, b"[1.5,10,null]"),
-        ([pathlib.PurePosixPath("/a/b"), ip_address("127.0.0.1"), re.compile("a+")], JSON, b'["/a/b","127.0.0.1","a+"]'),
+        ([pathlib.PurePosixPath("/a"), ip_address("127.0.0.1"), re.compile("a+")], JSON, b'["/a","127.0.0.1","a+"]'),
         (QueryParams("a=b&c=d"), JSON, b'{"a":"b","c":"d"}'),
         (ValueError("no good"), JSON, b'"no good"'),
         ([float("nan"), float("inf"), {"x": -float("inf")}], JSON, b"[null,null,{\"x\":null}]"),
@@ -233,7 +233,8 @@ def test_what_takes_more_than_one_step_is_left_to_others() -> None:
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
 
     coroutine = _coroutine()
-    for value in (_generator(), _async_generator(), iter([1]), map(str, [1]), StreamingResponse(_generator()), Own(), coroutine):
+    streams = (_generator(), _async_generator(), iter([1]), map(str, [1]), StreamingResponse(_generator()))
+    for value in (*streams, Own(), coroutine):
         assert render(value) is None
     assert is_stream(_generator()) and is_stream(_async_generator()) and is_stream(map(str, []))
     assert not is_stream([1]) and not is_stream("x") and not is_stream(coroutine)

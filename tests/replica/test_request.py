@@ -13,9 +13,9 @@ import starlette.requests
 
 from skate.authoring.code import dumps, loads
 from skate.core.errors import CodeError
+from skate.dataplane.handle import _resolved
 from skate.dataplane.replica.request import Request, needs_body
 from skate.dataplane.wire.head import HttpHead
-
 from tests.replica.line import line_to
 
 JSON = json.dumps({"name": "Corey", "deep": {"list": [1, 2, 3]}}).encode()
@@ -205,6 +205,19 @@ def test_requests_of_starlette_and_fastapi_travel_too() -> None:
     asyncio.run(main())
 
 
+def test_a_handle_reads_the_body_of_a_request_that_is_its_argument() -> None:
+    async def main() -> None:
+        for kind in (Request, starlette.requests.Request):
+            r: Any = request(JSON[:5], JSON[5:])
+            if kind is not Request:
+                r = starlette.requests.Request(r.scope, r.receive)
+            assert needs_body(r)
+            assert await _resolved(r) is r and not needs_body(r)
+            assert await loads(dumps(r)).json()["name"] == "Corey"
+
+    asyncio.run(main())
+
+
 def test_needs_body_is_false_for_everything_else() -> None:
     assert not needs_body(None) and not needs_body("x") and not needs_body({"_body": 1})
 
@@ -217,7 +230,7 @@ def test_one_made_by_hand_like_starlettes() -> None:
         r = Request(request().scope, receive)
         assert r.url.path == "/api/items" and await r.is_disconnected()
         with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-            r.nonsense  # noqa: B018
+            r.nonsense
 
     asyncio.run(main())
 

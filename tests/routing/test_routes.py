@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from skate.core.specs import Route
 from skate.dataplane.routing.routes import RouteTable
 

@@ -107,6 +107,16 @@ def test_credit_comes_back_when_chunks_are_taken() -> None:
     assert caller.calls[id].send_window == WINDOW
 
 
+def test_the_last_chunk_needs_no_credit() -> None:
+    caller, callee = pair()
+    id = caller.open(complete=True)
+    callee.feed(call_frame(id))
+    while callee.may_send(id):
+        callee.spend(id, WINDOW // 10)
+        caller.feed(f.pack(f.CHUNK, id, 0, 0, bytes(WINDOW // 10)))
+    assert caller.feed(f.pack(f.CHUNK, id, f.LAST, 0, b""))
+
+
 @given(st.lists(st.binary(max_size=120), max_size=12), st.sampled_from(["caller", "callee"]))
 def test_any_bytes_after_hello_end_in_frames_or_an_error(pieces: list[bytes], role: str) -> None:
     connection = Connection(role, frame_max=4096)  # type: ignore[arg-type]

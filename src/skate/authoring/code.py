@@ -60,7 +60,7 @@ def dumps(value: Any) -> bytes:
     return data
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes | bytearray | memoryview) -> Any:
     """Rebuild what ``dumps`` wrote. Raises ``CodeError`` when its classes cannot be found or rebuilt here."""
     try:
         return pickle.loads(data)

@@ -22,6 +22,7 @@ from skate.core.options import BackpressureConfig, DeploymentOptions, deployment
 
 P = ParamSpec("P")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 if TYPE_CHECKING:
     _StandsForHandle: Any  # a constructor that wants a handle is given a node in ``bind``
@@ -41,7 +42,7 @@ class _Function(Protocol):
 F = TypeVar("F", bound=_Function)
 
 
-class Application(_StandsForHandle, Generic[T]):  # type: ignore[misc]  # Any as base is meant, see above
+class Application(_StandsForHandle, Generic[T_co]):  # type: ignore[misc]  # Any as base is meant, see above
     """A bound deployment: one node of an application, and with all that it refers to an application by itself.
 
     Opaque; made by ``.bind()``. The same node in several places is the same deployment.
@@ -49,7 +50,7 @@ class Application(_StandsForHandle, Generic[T]):  # type: ignore[misc]  # Any as
 
     __slots__ = ("__weakref__", "_args", "_deployment", "_kwargs")
 
-    def __init__(self, deployment: Deployment[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, deployment: Deployment[..., T_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._deployment, self._args, self._kwargs = deployment, args, kwargs
 
     def __repr__(self) -> str:
@@ -71,7 +72,7 @@ def _brief(value: Any) -> str:
     return shown(value) if value is None or isinstance(value, bool | int | float | str) else "..."
 
 
-class Deployment(Generic[P, T]):
+class Deployment(Generic[P, T_co]):
     """A class or function with its options. Not changed by anything; ``options()`` and ``bind()`` give new objects."""
 
     __slots__ = ("_configured", "_options", "_target")
@@ -129,13 +130,13 @@ class Deployment(Generic[P, T]):
         plain: dict[str, Any] | None = msgspec.to_builtins(self._options.logging_config)
         return plain
 
-    def options(self, **options: Any) -> Deployment[P, T]:
+    def options(self, **options: Any) -> Deployment[P, T_co]:
         """A copy with other options; those not given stay. Raises ``OptionError``."""
         target = options.pop("func_or_class", self._target)
-        copy: Deployment[P, T] = _make(target, options, self, f"{self.name}.options")
+        copy: Deployment[P, T_co] = _make(target, options, self, f"{self.name}.options")
         return copy
 
-    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Application[T]:
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Application[T_co]:
         """A node of an application: this deployment with arguments for its constructor, which runs in the replicas.
 
         Arguments may hold other nodes, also inside lists, tuples, sets and values of dicts; the constructor gets
@@ -149,6 +150,10 @@ class Deployment(Generic[P, T]):
         name, run = self._target.__name__, f"`serve.run({self._target.__name__}.bind(...))` to serve it"
         plain = f"`{name}.func_or_class(...)` for the plain {'object' if _is_class(self) else 'function'}"
         raise RuntimeError(f"{name} is a deployment and is not called itself; {run}, or {plain}.")
+
+    def __mro_entries__(self, _: Any) -> NoReturn:
+        name = self._target.__name__
+        raise TypeError(f"{name} is a deployment, and no class to inherit from; inherit from {name}.func_or_class.")
 
     def __repr__(self) -> str:
         given = {key: getattr(self._options, key) for key in sorted(self._configured - {"name"})}

@@ -51,6 +51,7 @@ from skate.core.specs import (
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.peers import listen
 from skate.dataplane.wire.head import CONTROL
+from skate.engine.base import Action as EngineAction
 from skate.engine.base import (
     Engine,
     EngineError,
@@ -60,7 +61,6 @@ from skate.engine.base import (
     StartProcess,
     StopProcess,
 )
-from skate.engine.base import Action as EngineAction
 from skate.engine.inline import InlineEngine
 from skate.engine.process import ProcessEngine
 
@@ -294,8 +294,8 @@ class Controller:
             else:
                 exchange.reply(answer)
         elif in_time is not None:
-            stop = self._tasks.start(self._answer(exchange, in_time)).cancel
-            exchange.on_cancel = lambda _: None if stop() else None
+            task = self._tasks.start(self._answer(exchange, in_time))
+            exchange.on_cancel = lambda _: _cancel(task)
 
     async def _answer(self, exchange: Exchange, method: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -402,6 +402,10 @@ class Controller:
             self._memory = replace(self._memory, ending=True)
             self._store.put_memory(self._memory)
             self._changed.set()
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
 
 
 def _process_id(action: Forget) -> str:

@@ -130,6 +130,9 @@ class Instance:
         return self.run(self._status(), START_TIMEOUT_S)
 
     async def _status(self) -> ServeStatus:
+        caller = callers.here()
+        if caller is not None:  # the counts of this process are in it, too
+            await caller.uplink.tell_ledger()
         return await (await self.client()).status()
 
     # -- ending ---------------------------------------------------------------------------------

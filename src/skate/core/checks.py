@@ -213,23 +213,27 @@ def _inside(step: str, check: Check, value: Any) -> Any:
         raise Refused(refused.takes, step + refused.path, inner, refused.wrong) from None
 
 
-def _read_target(value: Any) -> Any:
-    if isinstance(value, str) and value:
-        return value
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
-    raise Refused("an import path such as 'package.module:name', or the class or function itself")
+def target(*, none: bool = False) -> Check:
+    """An import path, or a class or function that is then written as one."""
+    bounds = "an import path such as 'package.module:name', or the class or function itself" + (", or None" * none)
 
+    def read(value: Any) -> Any:
+        if (value is None and none) or (isinstance(value, str) and value):
+            return value
+        if callable(value) and hasattr(value, "__qualname__"):
+            return f"{value.__module__}:{value.__qualname__}"
+        raise Refused(bounds)
 
-TARGET = Check("an import path such as 'package.module:name', or the class or function itself", _read_target)
+    return Check(bounds, read)
 
 
 def struct(cls: type[S], *, none: bool = False) -> Check:
     """A dict with the options of ``cls``, or a ready value of it; None is kept or becomes the default value."""
 
     def read(value: Any) -> Any:
-        if value is None:
-            return None if none else cls()
+        if value is None and none:
+            return None
+        value = {} if value is None else value
         if isinstance(value, cls):
             value = msgspec.structs.asdict(value)
         if not isinstance(value, Mapping):

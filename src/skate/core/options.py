@@ -18,7 +18,6 @@ import msgspec
 from skate.core.checks import (
     NAME,
     PLAIN,
-    TARGET,
     TRUTH,
     Check,
     Option,
@@ -32,6 +31,7 @@ from skate.core.checks import (
     refuse_contradictions,
     shown,
     struct,
+    target,
     text,
     unknown_hint,
     whole,
@@ -74,7 +74,7 @@ class BackpressureConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 class AutoscalingPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """The function that decides how many replicas there should be."""
 
-    policy_function: A[str, Option(TARGET, "Import path of the policy, or the policy itself.", since="later")] = (
+    policy_function: A[str, Option(target(), "Import path of the policy, or the policy itself.", since="later")] = (
         "skate.serve:default_autoscaling_policy"
     )
     policy_kwargs: A[
@@ -147,7 +147,7 @@ class RuntimeEnv(msgspec.Struct, frozen=True, omit_defaults=True):
     image_uri: A[Any, Option(PLAIN, "An image to run in.", change="restart", since="later")] = None
     nsight: A[Any, Option(PLAIN, "Profile with Nsight.", change="restart", since="later")] = None
     worker_process_setup_hook: A[
-        Any, Option(TARGET, "Called when the process starts.", change="restart", since="later")
+        Any, Option(target(none=True), "Called when the process starts.", change="restart", since="later")
     ] = None
     config: A[Any, Option(PLAIN, "Options of the set-up itself.", change="restart", since="later")] = None
 
@@ -178,7 +178,7 @@ class RayActorOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 class RequestRouterConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who chooses the replica of a request."""
 
-    request_router_class: A[str | None, Option(TARGET, "The router's class.", since="later")] = None
+    request_router_class: A[str | None, Option(target(none=True), "The router's class.", since="later")] = None
     request_router_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Its arguments.", since="later")] = {}
     request_routing_stats_period_s: A[
         float, Option(number(0, above=True), "How often replicas are asked for statistics.", "s", since="later")
@@ -233,7 +233,7 @@ class DeploymentActor(msgspec.Struct, frozen=True, omit_defaults=True):
     """A companion of a deployment that all its replicas share."""
 
     name: A[str, Option(text(empty=False), "Its name, unique in the deployment.", change="restart", since="later")]
-    actor_class: A[str, Option(TARGET, "Its class.", change="restart", since="later")]
+    actor_class: A[str, Option(target(), "Its class.", change="restart", since="later")]
     init_args: A[list[Any], Option(listing(PLAIN), "Its arguments.", change="restart", since="later")] = []
     init_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Its arguments.", change="restart", since="later")] = {}
     actor_options: A[dict[str, Any], Option(mapping(PLAIN), "Its resources.", change="restart", since="later")] = {}

@@ -120,6 +120,11 @@ def install(caller: Caller | None) -> None:
     _place.caller = caller
 
 
+def here() -> Caller | None:
+    """The process's Caller, if it has one."""
+    return _place.caller
+
+
 def current(address: str | None = None) -> Caller:
     """The process's Caller; with an ``address`` of a controller, one is started if there is none.
 

@@ -91,7 +91,7 @@ class Lane:
         for id, replica in wanted.items():
             if id not in self.links:
                 self.links[id] = link = Link(self, replica)
-                if self.used:
+                if self.used or target.max_queued_requests >= 0:  # a limit counts from the first call on
                     self.router.connect(link)
         if target.unavailable is not None and not target.replicas:
             self._fail_waiting(DeploymentUnavailableError(target.unavailable))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,6 +21,7 @@ logger = logging.getLogger("skate.uplink")
 
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach the controller
 LEDGER_PERIOD_S = 0.5  # counts of calls are told at most this often, and only when they changed
+CLOSE_S = 0.5  # for the last counts
 
 _snapshot_decoder = msgspec.msgpack.Decoder(Snapshot)
 
@@ -119,13 +119,17 @@ class Uplink:
         self.router.activity_seen()
         self.report("report_ledger", self.router.ledger.report())
 
-    async def close(self, on_closed: Callable[[], None] | None = None) -> None:
+    async def tell_ledger(self) -> None:
+        """Tells the counts now and waits until the controller has them."""
+        if self.peer is not None:
+            await self.told("report_ledger", self.router.ledger.report(), CLOSE_S)
+
+    async def close(self) -> None:
         """Says the last counts and ends the line."""
         if self._ledger_timer is not None:
             self._ledger_timer.cancel()
             self._ledger_timer = None
-        if self.peer is not None:
-            await self.told("report_ledger", self.router.ledger.report(), 0.5)
+        await self.tell_ledger()
         if self._task is not None:
             self._task.cancel()
         if self.peer is not None:

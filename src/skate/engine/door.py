@@ -37,7 +37,10 @@ class Door:
         finally:
             os.umask(old)
         self._listener.listen(BACKLOG)
-        selector.register(self._listener, selectors.EVENT_READ, self._enter)
+
+    def open(self) -> None:
+        """Hears whoever knocked meanwhile, and everybody from now on."""
+        self._selector.register(self._listener, selectors.EVENT_READ, self._enter)
 
     def tell(self, ended: Ended) -> None:
         """Tells everyone who is connected."""

@@ -17,6 +17,7 @@ from skate.engine import child
 from skate.engine.base import EngineError, ProcessSeen
 
 PROCESSES_MAX = 4096  # known ones, dead or alive
+GRACE_MAX_S = 24 * 3600.0
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Family:
         member = self._members.get(id)
         if member is None or not member.alive:
             return
-        deadline = self._clock.now() + max(grace_s, 0.0)
+        deadline = self._clock.now() + (min(grace_s, GRACE_MAX_S) if grace_s > 0.0 else 0.0)
         member.kill_at = deadline if member.kill_at is None else min(member.kill_at, deadline)
         if not member.stopping:
             member.stopping = True

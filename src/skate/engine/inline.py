@@ -91,8 +91,11 @@ class InlineEngine:
             code = 0
         except SystemExit as stop:
             code = exit_code_of(stop)
-        except asyncio.CancelledError:
-            code = KILLED
+        except asyncio.CancelledError as error:
+            if one.killer is not None or (one.task is not None and one.task.cancelling()):
+                code = KILLED
+            else:  # something inside was cancelled, not the entry
+                print_failure(one.spec.title, error)
         except Exception as error:
             print_failure(one.spec.title, error)
         one.exit_code = code

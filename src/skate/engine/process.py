@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -254,6 +253,7 @@ class _Link(asyncio.Protocol):
         self._seq = 0
         self._transport: asyncio.Transport | None = None
         self._cause: Exception | None = None
+        self._closing = False
 
     def ask(self, what: Action | ListProcesses) -> asyncio.Future[Answer]:
         """Sends the question; its answer, or EngineError when the connection is lost."""
@@ -271,6 +271,7 @@ class _Link(asyncio.Protocol):
         return answered
 
     def close(self) -> None:
+        self._closing = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -288,11 +289,12 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed.set()
+        unasked = not self._closing or self._cause is not None
         cause = self._cause or error
         for answered in list(self._pending.values()):
             if not answered.done():
                 answered.set_exception(EngineError(f"the connection to the supervisor was lost: {cause or 'it ended'}"))
-        with suppress(Exception):
+        if unasked:  # what runs is unknown now: look again
             self._changed()
 
     def _hear(self, told: Answer | Ended) -> None:

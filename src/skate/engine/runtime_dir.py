@@ -39,15 +39,17 @@ def claim(path: str) -> RuntimeDir:
             f"the runtime directory {path} has a path of {size} bytes; the sockets in it leave room for "
             f"{RUNTIME_DIR_MAX}: set SKATE_RUNTIME_DIR to a shorter one"
         )
+    cause: OSError | None = None
     for _ in range(CLAIM_TRIES_MAX):
         try:
             lock_fd = _lock(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError) as error:
+            cause = error
             continue  # swept between two of our steps
         if lock_fd is not None:
             _sweep(path, keep=(LOCK,))
             return RuntimeDir(path, lock_fd)
-    raise EngineError(f"the runtime directory {path} keeps disappearing; is something else cleaning it?")
+    raise EngineError(f"the runtime directory {path} cannot be made: {cause or 'it is replaced all the time'}")
 
 
 def remove(claimed: RuntimeDir, keep_logs: bool = False) -> None:

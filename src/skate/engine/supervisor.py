@@ -78,6 +78,7 @@ class Supervisor:
         try:
             self._start_controller()
             self._import_all()
+            self._door.open()  # not before: what is forked shall find everything imported
             while self._end_at is None or (self._family.anyone_alive() and self._clock.now() < self._end_at):
                 self._turn(self._timeout_s())
         finally:
@@ -173,6 +174,8 @@ class Supervisor:
                 return Answer(ask.seq, seen=tuple(one for one in seen if one.id != self._config.controller.id))
         except EngineError as error:
             return Answer(ask.seq, str(error))
+        except Exception as error:  # whatever it is, it is no reason to die
+            return Answer(ask.seq, f"the supervisor failed at this: {error!r}")
         return Answer(ask.seq)
 
     def _on_signals(self, events: int) -> None:
@@ -221,6 +224,7 @@ def _listen_to_signals() -> tuple[socket.socket, socket.socket]:
     for signum in CAUGHT:
         signal.signal(signum, lambda signum, frame: None)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)  # the owner may have started us with some blocked
     return reader, writer
 
 

@@ -12,6 +12,7 @@ from skate.core.specs import LedgerReport
 
 AWAY_MAX = 256  # processes whose connection is gone that are remembered one by one
 
+
 def total(reports: Iterable[LedgerReport]) -> LedgerReport:
     """The sum."""
     names = LedgerReport.__struct_fields__

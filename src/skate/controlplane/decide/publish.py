@@ -7,7 +7,8 @@ from __future__ import annotations
 import msgspec
 
 from skate.controlplane.decide.reconcile import gave_up
-from skate.controlplane.decide.status import Living, current, is_ready, living_replicas
+from skate.controlplane.decide.status import Living, current, living_replicas
+from skate.controlplane.decide.survey import is_ready
 from skate.controlplane.decide.values import DeploymentMemory, Desired, Memory, Observed
 from skate.core.specs import DeploymentSpec, DeploymentTarget, ReplicaTarget, Route, Snapshot
 

@@ -10,6 +10,7 @@ from typing import Literal
 from skate.controlplane.decide import restart
 from skate.controlplane.decide.reconcile import gave_up, is_failing, is_settled
 from skate.controlplane.decide.rollout import Standing
+from skate.controlplane.decide.survey import is_ready
 from skate.controlplane.decide.values import (
     DeploymentMemory,
     Desired,
@@ -151,13 +152,6 @@ def deployment_state(
         left = restart.budget(spec.options.max_constructor_retry_count, target) - failures.in_a_row
         return memory.course, f"A replica failed to start; {left} more may fail. The error:\n{failures.error}"
     return memory.course, ""
-
-
-def is_ready(replica: ReplicaMemory, seen: ReplicaSeen) -> bool:
-    """Whether this replica may be sent calls: it said so (to this controller or the one before) and is not leaving."""
-    if replica.stopping or not seen.alive:
-        return False
-    return seen.phase == "ready" or (replica.ran and not seen.reported)
 
 
 def shown_phase(replica: ReplicaMemory, seen: ReplicaSeen) -> ReplicaPhase:

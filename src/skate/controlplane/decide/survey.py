@@ -6,13 +6,11 @@ one of an unknown version, so it serves until the wanted version can take over.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.decide.reconcile import Ending
-from skate.controlplane.decide.rollout import Standing
+from skate.controlplane.decide.rollout import Stage, Standing
 from skate.controlplane.decide.values import Action, Forget, Memory, Observed, ReplicaMemory, ReplicaSeen, StopReplica
 
 OVERDUE_S = 5.0  # how much longer than its grace a stop may take before the kill is asked for again
@@ -93,12 +91,18 @@ def _look_at(made: Survey, remembered: ReplicaMemory, seen: ReplicaSeen, now: fl
         return replace(remembered, stop_by=now + FAILED_GRACE_S + OVERDUE_S)
     if seen.phase == "draining":  # somebody else told it to end; it is let finish
         return replace(remembered, ran=True, stop_by=now + remembered.grace_s + OVERDUE_S)
-    is_ready = seen.phase == "ready" or (remembered.ran and not seen.reported)
-    fresh = is_ready and not remembered.ran
-    place = made.standing.setdefault(remembered.key, [])
-    stage: Any = "ready" if is_ready else "starting"
-    place.append(Standing(seen.id, remembered.version, stage, remembered.ordinal, fresh))
+    stage: Stage = "ready" if is_ready(remembered, seen) else "starting"
+    fresh = stage == "ready" and not remembered.ran
+    standing = Standing(seen.id, remembered.version, stage, remembered.ordinal, fresh)
+    made.standing.setdefault(remembered.key, []).append(standing)
     return replace(remembered, ran=True) if fresh else remembered
+
+
+def is_ready(replica: ReplicaMemory, seen: ReplicaSeen) -> bool:
+    """Whether this replica may be sent calls: it said so (to this controller or the one before) and is not leaving."""
+    if replica.stopping or not seen.alive:
+        return False
+    return seen.phase == "ready" or (replica.ran and not seen.reported)
 
 
 def end_text(seen: ReplicaSeen | None) -> str:

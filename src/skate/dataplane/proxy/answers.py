@@ -33,13 +33,13 @@ class Answer(NamedTuple):
 
     status: int
     text: str
-    headers: Headers = []  # noqa: RUF012 - never changed
+    headers: Headers = []
 
 
 def not_found(path: str, root_path: str) -> Answer:
     """No route for this path."""
     shown = path if len(path) <= SHOWN_PATH_MAX else path[:SHOWN_PATH_MAX] + "…"
-    return Answer(404, f"No application is mounted at the path {shown!r}. GET {root_path}/-/routes lists those there are.")
+    return Answer(404, f"No application is mounted at path {shown!r}. See {root_path}/-/routes for those there are.")
 
 
 def not_ready(reason: str) -> Answer:
@@ -63,7 +63,7 @@ def _of_error(error: BaseException, request_id: str) -> Answer:
     if isinstance(error, BackPressureError):
         return Answer(http_status(error), _sentence(error), _retry_after(error.retry_after_s))
     if isinstance(error, CallTimeoutError):
-        hint = "The header X-Request-Timeout-Seconds asks for another limit (0: none); request_timeout_s sets the default."
+        hint = "Set another limit with the header X-Request-Timeout-Seconds (0: none) or with request_timeout_s."
         return Answer(408, f"{_sentence(error)} {hint}")
     if isinstance(error, NotFoundError):  # the route is there, its deployment is not: it is coming or going
         return Answer(503, f"{_sentence(error)} Try again in a moment.", _retry_after(1.0))
@@ -74,7 +74,7 @@ def _of_error(error: BaseException, request_id: str) -> Answer:
     if isinstance(error, SkateError):
         retry = _retry_after(1.0) if error.status == 503 else []
         return Answer(http_status(error), f"{_sentence(error)} (request {request_id})", retry)
-    return Answer(500, f"Skate failed while it handled request {request_id}: {type(error).__name__}. See the proxy's log.")
+    return Answer(500, f"Skate itself failed with {type(error).__name__} while it handled request {request_id}.")
 
 
 def user_error(name: str, request_id: str) -> Answer:

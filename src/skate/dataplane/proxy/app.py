@@ -1,4 +1,4 @@
-"""The proxy as an ASGI application: request, route, call, answer. Law: every request gets one answer, or its connection is cut.
+"""The proxy as an ASGI application. Law: every request gets one answer, or its connection is cut.
 
 The common request takes one way: headers scanned once, route by dictionary, one call record, one wait, two sends.
 What is rarer (bodies in chunks, streams, errors, clients that go away) leaves that way and pays for itself: a task
@@ -27,7 +27,7 @@ from skate.dataplane.proxy.headers import (
     stream_headers,
     whole_headers,
 )
-from skate.dataplane.proxy.http_call import GONE, HttpCall, Reception, Receive, Send
+from skate.dataplane.proxy.http_call import GONE, HttpCall, Receive, Reception, Send
 from skate.dataplane.proxy.websocket import serve_websocket
 from skate.dataplane.router import Router
 from skate.dataplane.routing.routes import Mount, RouteTable
@@ -102,6 +102,9 @@ class Proxy:
             if first is None:
                 return  # the client left, nothing was done for it
             body, complete = first
+            if len(body) > self.options.max_body_bytes:
+                await self._say(send, of_error(self.too_large(len(body)), line.request_id), line.request_id)
+                return
         call = HttpCall(mount.deployment_key, self.call_head(scope, mount, path, line), deadline)
         self.open.add(call)
         try:
@@ -186,7 +189,7 @@ class Proxy:
             return
         request_id = call.head.request_id.encode("ascii")
         whole = call.outcome is not None
-        body = call.take() if whole else b""
+        body = _joined(call.take()) if whole else b""
         headers = (
             whole_headers(reply.headers, request_id, len(body), reply.status, is_head)
             if whole
@@ -207,17 +210,18 @@ class Proxy:
         """Sends pieces as they come, at the client's pace. Returning before the last piece cuts the connection."""
         call.watch()  # from here on at once: what is sent to a client that has left, Granian takes without a word
         while True:
-            data = call.take()
+            chunks = call.take()
+            data = _joined(chunks)
             ended = call.outcome is not None
             if call.error is not None:
                 return
             if ended:
                 await call.write(send, {"type": "http.response.body", "body": data})
                 return
-            if data:
-                if not await call.write(send, {"type": "http.response.body", "body": data, "more_body": True}):
-                    return
-                call.consumed(len(data))
+            if data and not await call.write(send, {"type": "http.response.body", "body": data, "more_body": True}):
+                return
+            for chunk in chunks:
+                call.consumed(len(chunk))
             if not call.chunks and call.outcome is None:
                 await call.news()
 
@@ -303,13 +307,18 @@ class Proxy:
             call.fail(DeploymentUnavailableError(reason))
 
 
+def _joined(chunks: list[bytes]) -> bytes:
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
 def _address(pair: Any) -> tuple[str, int] | None:
     """Host and port; Granian gives the port as text."""
     return None if not pair or pair[1] is None else (pair[0], int(pair[1]))
 
 
 def _late_body(line: RequestLine) -> CallTimeoutError:
-    return CallTimeoutError(f"request {line.request_id} timed out: its body did not arrive within {line.timeout_s:.3g} s")
+    text = f"request {line.request_id} timed out: its body did not arrive within {line.timeout_s:.3g} s"
+    return CallTimeoutError(text)
 
 
 def _unusable(call: HttpCall, what: str) -> Answer:

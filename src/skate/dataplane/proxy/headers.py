@@ -27,8 +27,17 @@ _BAD_SIGNS = re.compile(rb"[^\x21-\x7e]+")
 # Granian adds length or chunking itself; with transfer-encoding and content-length together it closes the connection,
 # with a wrong content-length on an answer of one piece it sends the surplus into the next answer (2.8.7, measured).
 _NOT_THE_APPLICATIONS = frozenset(
-    (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection")
-    + (b"content-length", REQUEST_ID)
+    (
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        REQUEST_ID,
+    )
 )
 _BODILESS = frozenset((204, 205, 304))  # statuses whose answer has no body
 

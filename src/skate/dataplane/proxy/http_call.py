@@ -64,14 +64,10 @@ class Reception(Call):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def take(self) -> bytes:
-        """All that has come and was not taken yet, in one piece; may be empty."""
-        chunks = self.chunks
-        if len(chunks) == 1:
-            return chunks.pop()
-        data = b"".join(chunks)
-        chunks.clear()
-        return data
+    def take(self) -> list[bytes]:
+        """The pieces that have come and were not taken yet; give credit for each when it is dealt with."""
+        chunks, self.chunks = self.chunks, []
+        return chunks
 
     async def write(self, send: Send, message: Message) -> bool:
         """Sends while the call lives. False: the call ended with an error meanwhile, nothing more must be sent."""

@@ -168,7 +168,7 @@ async def drain(proxy: Proxy, server: HttpServer, serving: asyncio.Future[None],
         async with asyncio.timeout(limit_s):
             await asyncio.shield(serving)
         return
-    logger.warning("%d requests were under way %s s after the proxy was told to stop; they are cut", len(proxy.open), limit_s)
+    logger.warning("%d requests are cut: they took longer than %s s after the stop", len(proxy.open), limit_s)
     proxy.cancel_open(DRAINING)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_MAX_S):

@@ -21,7 +21,7 @@ import msgspec
 from skate.core.errors import BackPressureError, DeploymentUnavailableError, SkateError
 from skate.dataplane.proxy.answers import TEXT_TYPE, Answer, not_found, not_ready, of_error
 from skate.dataplane.proxy.headers import REQUEST_ID, answer_headers, read_headers
-from skate.dataplane.proxy.http_call import GONE, Reception, Receive, Send
+from skate.dataplane.proxy.http_call import GONE, Receive, Reception, Send
 from skate.dataplane.transport.failure import UserFailure
 from skate.dataplane.wire.head import WEBSOCKET
 
@@ -83,8 +83,7 @@ async def _up(proxy: Proxy, call: Reception, receive: Receive) -> None:
 async def _down(call: Reception, socket: Socket) -> None:
     """What the application says, to the client, until the call ends."""
     while True:
-        chunks, call.chunks = call.chunks, []
-        for data in chunks:
+        for data in call.take():
             if not await call.write(socket.say, _decode(data)):
                 return
             call.consumed(len(data))

@@ -101,7 +101,7 @@ class Invoker:
         self.threads.close()
 
     async def _until_idle(self, limit_s: float) -> None:
-        if not self._running:
+        if not self._running or limit_s <= 0:
             return
         self._idle.clear()
         waits = [self.loop.create_task(self._idle.wait()), self.loop.create_task(_asleep(self.clock, limit_s))]

@@ -178,7 +178,7 @@ def _key(key: Any) -> str | int | float | bool | None:
         key = key.value
     if key is None or isinstance(key, str | int | float | bool):
         return key
-    plain = jsonable(key)
+    plain = None if isinstance(key, tuple) else jsonable(key)
     if isinstance(plain, str | int | float | bool):
         return plain
     raise TypeError(f"a key of type {type(key).__name__} cannot stand in a JSON object: {key!r}")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
-from types import MappingProxyType
+from collections.abc import Awaitable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
@@ -26,7 +25,7 @@ UNWIND_S = 1.0  # for a lifespan that was cancelled or has reported its failure 
 
 
 class Lifespan:
-    """Runs the startup and shutdown of ``app``: ``start`` once, ``state`` for each request, ``stop`` once."""
+    """Runs the startup and shutdown of ``app``: ``start`` once, ``request_state`` after it, ``stop`` once."""
 
     def __init__(
         self, app: ASGIApp, clock: Clock, startup_s: float = STARTUP_S, shutdown_s: float = SHUTDOWN_S
@@ -44,10 +43,9 @@ class Lifespan:
         self.supported = True
         self.failure: BaseException | None = None  # what the lifespan itself died of
 
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """What the startup has yielded. Each request's ``scope["state"]`` begins as a copy of it."""
-        return MappingProxyType(self._state)
+    def request_state(self) -> dict[str, Any]:
+        """A copy of what the startup has yielded: with one of its own begins each request's ``scope["state"]``."""
+        return dict(self._state)
 
     async def start(self) -> None:
         """Runs the startup. Raises DeployError, caused by the application's own exception, when that fails."""

@@ -18,6 +18,7 @@ import starlette.requests
 from starlette.types import Message, Scope
 
 from skate.core.errors import CodeError
+from skate.dataplane.handle import resolve_with
 from skate.dataplane.wire.head import HttpHead
 
 ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}  # 2.4: send raises OSError once the client is gone
@@ -279,4 +280,11 @@ def _rebuild(scope: dict[str, Any], body: bytes) -> Request:
     return Request.rebuilt({**scope, "asgi": dict(ASGI_VERSION)}, body)
 
 
-copyreg.pickle(starlette.requests.Request, reduce_request)  # requests of FastAPI routes travel too
+async def _with_body(request: Any) -> Any:
+    await request.body()
+    return request
+
+
+for _kind in (Request, starlette.requests.Request):  # requests of FastAPI routes travel too
+    copyreg.pickle(_kind, reduce_request)
+    resolve_with(_kind, _with_body)

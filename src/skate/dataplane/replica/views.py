@@ -24,7 +24,7 @@ from typing import Annotated, Any, get_args, get_origin
 from starlette.applications import Starlette
 from starlette.datastructures import State
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.routing import BaseRoute, Host, Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skate.authoring.ingress import (
@@ -71,7 +71,7 @@ def build_asgi(cls: type, instance: object, run_sync: RunSync | None = None) -> 
     if not callable(app) or inspect.isawaitable(app):
         raise IngressError(f"{origin} gave {app!r}, which is not an ASGI application")
     check_methods(cls, app)
-    return _View(cls, instance, run_sync, app).build()
+    return _View(cls, instance, run_sync, app).of(app)
 
 
 class _View:
@@ -81,19 +81,15 @@ class _View:
         self._cls = cls
         self._instance = instance
         self._run_sync = run_sync
-        self._root = app
         self._apps: list[tuple[Any, Any]] = []  # an application and its copy
         self._routers: dict[int, Any] = {}
         self._dependencies: dict[Any, Callable[..., Any]] = {}
         self._registered = {id(endpoint) for _, endpoint in endpoints(app)}
         self._encode_all = any(name in sys.modules for name in ARRAY_LIBRARIES)
 
-    def build(self) -> ASGIApp:
-        return self._application(self._root)
-
     # -- applications ------------------------------------------------------------------------------
 
-    def _application(self, app: Any) -> ASGIApp:
+    def of(self, app: Any) -> ASGIApp:
         if isinstance(app, Starlette):
             return self._starlette(app)
         if isinstance(app, Router):
@@ -102,7 +98,7 @@ class _View:
         inner = getattr(app, "__dict__", {}).get("app")
         if isinstance(inner, Starlette | Router) and self._concerns(inner):
             twin = copy.copy(app)  # a middleware put around the application by hand
-            twin.app = self._application(inner)
+            twin.app = self.of(inner)
             return twin  # type: ignore[no-any-return]
         return app  # type: ignore[no-any-return]
 
@@ -117,7 +113,7 @@ class _View:
         twin.user_middleware = list(app.user_middleware)
         twin.exception_handlers = dict.fromkeys(ANSWERED_ERRORS, _answer_error) | app.exception_handlers
         twin.router = self._router(app.router)
-        if app is self._root:
+        if len(self._apps) == 1:  # the outermost; mounted ones have no lifespan
             twin.router.lifespan_context = self._absorbing(app.router, twin.router)
         if hasattr(twin, "openapi_schema"):
             twin.openapi_schema = None
@@ -234,7 +230,7 @@ class _View:
     # -- routes ------------------------------------------------------------------------------------
 
     def _route(self, route: Any) -> BaseRoute | None:
-        if isinstance(route, Mount):
+        if isinstance(route, Mount | Host):
             return self._mount(route)
         if hasattr(route, "original_router") and hasattr(route, "include_context"):
             return self._included(route)
@@ -276,13 +272,16 @@ class _View:
         twin = type(route)(original_router=context.included_router, include_context=context)
         return twin  # type: ignore[no-any-return]
 
-    def _mount(self, route: Mount) -> BaseRoute:
+    def _mount(self, route: Any) -> BaseRoute:
         if not self._concerns(route):
-            return route
+            return route  # type: ignore[no-any-return]
+        base = getattr(route, "_base_app", route.app)
         twin = copy.copy(route)
-        twin._base_app = self._application(route._base_app)
-        twin.app = _restacked(route.app, route._base_app, twin._base_app)
-        return twin
+        made = self.of(base)
+        twin.app = _restacked(route.app, base, made)
+        if hasattr(route, "_base_app"):
+            twin._base_app = made
+        return twin  # type: ignore[no-any-return]
 
     def _concerns(self, app: Any) -> bool:
         """Whether any route in there is a method: of this class, or of one that must not be seen."""
@@ -299,7 +298,7 @@ class _View:
             function = self._overriding(function, owner)
         bound_to: dict[str, tuple[Any, ...]] = {"method": (self._instance,), "class": (self._cls,), "static": ()}
         first = bound_to[kind]
-        signature = self._signature(function, len(first))
+        signature = self._signature(function, owner, len(first))
         call: Any = functools.update_wrapper(functools.partial(function, *first), function)
         call.__signature__ = signature
         return _encoding(function, call, signature, self._run_sync) if result else call
@@ -312,9 +311,9 @@ class _View:
         found = inspect.getattr_static(self._cls, name, function)
         return found if inspect.isfunction(found) and id(found) not in self._registered else function
 
-    def _signature(self, function: Any, skip: int) -> inspect.Signature:
-        try:
-            signature = inspect.signature(function, eval_str=True)
+    def _signature(self, function: Any, owner: type, skip: int) -> inspect.Signature:
+        try:  # annotations that are text may name what stands in the class body, as others may
+            signature = inspect.signature(function, eval_str=True, locals=dict(vars(owner)))
         except Exception:  # a name that exists for type checkers only; FastAPI resolves the others one by one
             signature = inspect.signature(function)
         parameters = list(signature.parameters.values())[skip:]

@@ -96,14 +96,14 @@ class Worker:
         _set_context(self.config, None, self.life.inline)
         self.target = target = await construct(spec.app, spec.name, code, args, kwargs)
         _set_context(self.config, target.instance, self.life.inline)
+        self.invoker = Invoker(target, self.life.clock, max_threads=spec.options.max_threads)
         if spec.asgi:
-            target.asgi = build_asgi(code, target.instance)
+            target.asgi = build_asgi(code, target.instance, run_sync=self.invoker.threads.run)
             self.lifespan = Lifespan(target.asgi, self.life.clock)
             await self.lifespan.start()
             target.state = self.lifespan.request_state()
         if spec.options.user_config is not None:
             await target.reconfigure(spec.options.user_config)
-        self.invoker = Invoker(target, self.life.clock, max_threads=spec.options.max_threads)
 
     async def _listen(self) -> None:
         self.listener = listener = await listen(self.config.address, self.accept, f"replica {self.config.id}")

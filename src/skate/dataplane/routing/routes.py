@@ -1,4 +1,4 @@
-"""Which application a path belongs to. Law: the longest prefix wins, and a prefix ends at a "/" of the path or at its end.
+"""Which application a path belongs to. Law: the longest prefix wins, and it ends at a "/" or at the path's end.
 
 ``/a`` takes ``/a``, ``/a/`` and ``/a/x``, never ``/ab``; ``/`` takes what nothing else took. The table is compiled
 from the routes of a snapshot and never changes; a lookup walks the path from the front, one dictionary lookup for

@@ -43,6 +43,7 @@ from skate.dataplane.wire.head import CONTROL, CallHead, encode_head
 
 CONNECT_TIMEOUT_S = 5.0
 BACKLOG = 1024
+CLOSE_TURNS = 10  # of the loop, for closed connections to say that they are lost
 
 _request_ids = itertools.count(1)
 
@@ -252,6 +253,10 @@ class Listener:
         await self._close()
         for session in list(self.listening.sessions):
             session.close()
+        for _ in range(CLOSE_TURNS):
+            if not self.listening.sessions:
+                return
+            await asyncio.sleep(0)
 
 
 async def listen(address: str, accept: Acceptor, name: str) -> Listener:

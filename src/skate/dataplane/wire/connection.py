@@ -18,6 +18,7 @@ from skate.dataplane.wire.frames import (
     CHUNK,
     CREDIT,
     ERROR,
+    FRAME_MAX,
     HELLO,
     LAST,
     READY,
@@ -36,6 +37,7 @@ from skate.dataplane.wire.head import Hello, decode_hello, encode_head
 
 WINDOW = 1 << 20  # bytes a sender may be ahead of the receiver's user, per call and direction
 CHUNK_COST = 64  # what a chunk counts beside its bytes, so that empty chunks are bounded too
+HELLO_MAX = 4096  # bytes of the first frame: who is no peer gets no memory
 CALLS_MAX = 65_536  # calls open at once on one connection
 
 Role = Literal["caller", "callee"]
@@ -76,13 +78,14 @@ class CallState:
 class Connection:
     """Feed it what arrived, ask it for the bytes of what you want to say."""
 
-    __slots__ = ("_cutter", "_last_call", "calls", "peer_name", "role")
+    __slots__ = ("_cutter", "_frame_max", "_last_call", "calls", "peer_name", "role")
 
-    def __init__(self, role: Role, frame_max: int | None = None) -> None:
+    def __init__(self, role: Role, frame_max: int = FRAME_MAX) -> None:
         self.role: Role = role
         self.peer_name: str | None = None  # set by the other side's hello
         self.calls: dict[int, CallState] = {}
-        self._cutter = Cutter() if frame_max is None else Cutter(frame_max)
+        self._frame_max = frame_max
+        self._cutter = Cutter(HELLO_MAX)  # nobody calls before both sides said hello
         self._last_call = 0
 
     # -- what arrives ---------------------------------------------------------------------------
@@ -104,6 +107,7 @@ class Connection:
         if hello.version != VERSION:
             raise WireError(f"the other side speaks version {hello.version}, this side {VERSION}: update the older one")
         self.peer_name = hello.name
+        self._cutter.frame_max = self._frame_max
         return frames[1:]
 
     def _admit(self, frame: Frame) -> bool:
@@ -125,7 +129,8 @@ class Connection:
             raise WireError(f"frame kind {kind} may not follow in state {state.state} of call {call}")
         if kind == CHUNK:
             state.arrived += len(body) + CHUNK_COST
-            if state.arrived - len(body) > WINDOW + CHUNK_COST:  # one chunk may be larger than what is left
+            # one chunk may be larger than what is left, and the last one needs no credit at all
+            if not last and state.arrived - len(body) > WINDOW + CHUNK_COST:
                 raise WireError(f"call {call} sent more than its credit")
         elif kind == CREDIT:
             state.send_window = min(WINDOW, state.send_window + unpack_count(body))

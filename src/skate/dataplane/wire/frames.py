@@ -85,10 +85,10 @@ def unpack_count(body: bytes) -> int:
 class Cutter:
     """Cuts a stream of bytes into frames, however the reads fall. Holds at most one unfinished frame."""
 
-    __slots__ = ("_frame_max", "_need", "_parts", "_size")
+    __slots__ = ("_need", "_parts", "_size", "frame_max")
 
     def __init__(self, frame_max: int = FRAME_MAX) -> None:
-        self._frame_max = frame_max
+        self.frame_max = frame_max
         self._parts: list[bytes] = []  # unfinished bytes, joined only when the frame is whole
         self._size = 0
         self._need = HEADER_SIZE
@@ -107,8 +107,8 @@ class Cutter:
         need = HEADER_SIZE
         while end - at >= HEADER_SIZE:
             length, call, kind, flags, load = unpack(data, at)
-            if kind not in KINDS or length > self._frame_max:
-                raise WireError(_what_is_wrong(kind, length, self._frame_max))
+            if kind not in KINDS or length > self.frame_max:
+                raise WireError(_what_is_wrong(kind, length, self.frame_max))
             need = HEADER_SIZE + length
             if end - at < need:
                 break

@@ -1,0 +1,267 @@
+"""An engine whose processes are tasks that only talk to the controller, and a desk to run a controller on."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import msgspec
+
+from skate.controlplane.client import ControllerClient
+from skate.controlplane.controller import Controller
+from skate.controlplane.store import MemoryStore, Store
+from skate.core.clock import ManualClock
+from skate.core.specs import (
+    ControllerConfig,
+    DeploymentTarget,
+    HttpOptions,
+    LedgerReport,
+    ProcessSpec,
+    ProxyConfig,
+    ProxyReport,
+    ReplicaConfig,
+    ReplicaReport,
+    Route,
+    ServeStatus,
+    Snapshot,
+)
+from skate.dataplane.transport.peers import Peer, connect
+from skate.engine.base import Action, EngineError, ForgetProcess, ProcessSeen, StartProcess, StopProcess
+
+_numbers = itertools.count(1)
+_encode = msgspec.msgpack.encode
+
+
+@dataclass
+class Fake:
+    """One process."""
+
+    spec: ProcessSpec
+    pid: int
+    task: asyncio.Task[None] | None = None
+    exit_code: int | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    peer: Peer | None = None
+    grace_s: float | None = None
+
+
+class FakeEngine:
+    """Runs what it is told as tasks that report; behaviour of a replica follows from its version's name.
+
+    "bad": its constructor fails. "slow": ready when ``release`` is set. "busy": ends only when ``release`` is set.
+    """
+
+    def __init__(self) -> None:
+        self.processes: dict[str, Fake] = {}
+        self.actions: list[Action] = []
+        self.release = asyncio.Event()
+        self.refuse: str | None = None
+        self._callbacks: list[Callable[[], None]] = []
+
+    async def observe(self) -> list[ProcessSeen]:
+        return [
+            ProcessSeen(one.spec.id, one.spec.role, one.pid, one.exit_code is None, one.exit_code)
+            for one in self.processes.values()
+        ]
+
+    async def perform(self, action: Action) -> None:
+        self.actions.append(action)
+        if isinstance(action, StartProcess):
+            if self.refuse is not None:
+                raise EngineError(self.refuse)
+            assert action.spec.id not in self.processes
+            one = self.processes[action.spec.id] = Fake(action.spec, next(_numbers))
+            one.task = asyncio.create_task(self._replica(one) if one.spec.role == "replica" else self._proxy(one))
+        elif isinstance(action, StopProcess):
+            found = self.processes.get(action.id)
+            if found is not None:
+                found.grace_s = action.grace_s
+                found.stopping.set()
+        elif isinstance(action, ForgetProcess):
+            self.processes.pop(action.id, None)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+
+    async def close(self) -> None:
+        for one in self.processes.values():
+            self._kill(one)
+
+    # -- what tests do --------------------------------------------------------------------------
+
+    def alive(self, role: str = "replica") -> list[Fake]:
+        return [one for one in self.processes.values() if one.exit_code is None and one.spec.role == role]
+
+    def crash(self, id: str, code: int = -9) -> None:
+        """The process is gone, as if killed."""
+        one = self.processes[id]
+        self._kill(one)
+        self._ended(one, code)
+
+    def _kill(self, one: Fake) -> None:
+        if one.task is not None:
+            one.task.cancel()
+        if one.peer is not None:
+            one.peer.close()
+
+    def _ended(self, one: Fake, code: int) -> None:
+        if one.exit_code is None:
+            one.exit_code = code
+            for callback in self._callbacks:
+                callback()
+
+    # -- what the processes do ------------------------------------------------------------------
+
+    async def _replica(self, one: Fake) -> None:
+        config = msgspec.msgpack.decode(one.spec.config, type=ReplicaConfig)
+        version = config.deployment.version
+        name = f"replica {config.id}"
+
+        async def say(phase: str, message: str = "") -> None:
+            assert one.peer is not None
+            await one.peer.ask("report_replica", _encode(ReplicaReport(config.id, phase, one.pid, message)))  # type: ignore[arg-type]
+
+        one.peer = await connect(config.controller, name)
+        await say("loading")
+        if version == "bad":
+            await say("failed", "Traceback (most recent call last):\nValueError: bad constructor")
+            self._ended(one, 1)
+            one.peer.close()
+            return
+        if version == "slow":
+            await self.release.wait()
+        await say("ready")
+        while not one.stopping.is_set():
+            lost = asyncio.Event()
+            one.peer.on_lost = lambda _, lost=lost: lost.set()  # type: ignore[misc]
+            await _first(lost.wait(), one.stopping.wait())
+            while lost.is_set() and not one.stopping.is_set():
+                with suppress(Exception):
+                    one.peer = await connect(config.controller, name)
+                    await say("ready")
+                    break
+                await asyncio.sleep(0)
+        with suppress(Exception):
+            await say("draining")
+        if version == "busy":
+            await self.release.wait()
+        one.peer.close()
+        self._ended(one, 0)
+
+    async def _proxy(self, one: Fake) -> None:
+        config = msgspec.msgpack.decode(one.spec.config, type=ProxyConfig)
+        one.peer = await connect(config.controller, f"proxy {config.id}")
+        report = ProxyReport(config.id, "ready", one.pid, config.http.host, config.http.port)
+        await one.peer.ask("report_proxy", _encode(report))
+        await one.stopping.wait()
+        one.peer.close()
+        self._ended(one, 0)
+
+
+async def _first(*waits: Awaitable[object]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+class Desk:
+    """A controller on a fake engine and a manual clock, and a client of it."""
+
+    def __init__(self, engine: FakeEngine, store: Store, http: HttpOptions | None) -> None:
+        self.engine, self.store = engine, store
+        self.clock = ManualClock(1000.0)
+        self.config = ControllerConfig("/none", f"memory:controller-{next(_numbers)}", http)
+        self.stopping = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self.peers: list[Peer] = []
+
+    def start(self) -> None:
+        """Starts a controller; a second one after ``kill`` takes over the engine and the store."""
+        self.controller = Controller(self.config, self.engine, self.store, self.clock)
+        self.task = asyncio.create_task(self.controller.serve(self.stopping))
+
+    async def kill(self) -> None:
+        """The controller is gone without a goodbye."""
+        assert self.task is not None
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def connect(self, name: str = "driver 1") -> Peer:
+        await until(lambda: self.task is not None, "a controller")
+        await asyncio.sleep(0)
+        self.peers.append(await connect(self.config.address, name))
+        return self.peers[-1]
+
+    async def client(self) -> ControllerClient:
+        return ControllerClient(await self.connect())
+
+    async def state(self, app: str, wanted: str) -> ServeStatus:
+        """Waits until the application is in that state."""
+        await until(lambda: (found := self.now(app)) is not None and found.status == wanted, f"{app} {wanted}", self)
+        return self.controller.status()
+
+    def now(self, app: str) -> object:
+        return self.controller.status().applications.get(app)
+
+
+async def until(condition: Callable[[], object], what: str, desk: Desk | None = None) -> None:
+    """Lets the loop turn until the condition holds; each turn is a moment on the desk's clock."""
+    for _ in range(3000):
+        if condition():
+            return
+        if desk is not None and desk.task is not None and desk.task.done():
+            desk.task.result()
+        await asyncio.sleep(0)
+    raise AssertionError(f"waited in vain for {what}" + (f": {desk.controller.status()}" if desk is not None else ""))
+
+
+@asynccontextmanager
+async def desk(store: Store | None = None, http: HttpOptions | None = None) -> AsyncIterator[Desk]:
+    """A running controller, ended with everything of it."""
+    made = Desk(FakeEngine(), store if store is not None else MemoryStore(), http)
+    made.start()
+    try:
+        yield made
+    finally:
+        for peer in made.peers:
+            peer.close()
+        assert made.task is not None
+        await made.kill()
+        await made.engine.close()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+class Router:
+    """What a router would know after the snapshots it got."""
+
+    def __init__(self) -> None:
+        self.deployments: dict[str, DeploymentTarget] = {}
+        self.routes: tuple[Route, ...] = ()
+        self.snapshots: list[Snapshot] = []
+
+    def take(self, data: bytes) -> None:
+        news = msgspec.msgpack.decode(data, type=Snapshot)
+        self.snapshots.append(news)
+        if news.whole:
+            self.deployments.clear()
+        for key, target in news.deployments.items():
+            if target is None:
+                self.deployments.pop(key)
+            else:
+                self.deployments[key] = target
+        if news.routes is not None:
+            self.routes = news.routes
+
+    def ids(self, key: str) -> list[str]:
+        found = self.deployments.get(key)
+        return [one.id for one in found.replicas] if found is not None else []
+
+
+async def report_calls(peer: Peer, report: LedgerReport) -> None:
+    """Says the counts of this process."""
+    await peer.ask("report_ledger", _encode(report))

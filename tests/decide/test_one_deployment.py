@@ -1,0 +1,306 @@
+"""One deployment, decision by decision: the rules that the simulation only checks the outcome of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from skate.controlplane.decide import restart
+from skate.controlplane.decide.publish import published
+from skate.controlplane.decide.reconcile import gave_up
+from skate.controlplane.decide.status import serve_status
+from skate.controlplane.decide.values import (
+    RECOVERY_S,
+    Action,
+    Desired,
+    Forget,
+    Goal,
+    Memory,
+    Observed,
+    Plan,
+    ProxySeen,
+    ReplicaSeen,
+    StartProxy,
+    StartReplica,
+    StopReplica,
+)
+from skate.controlplane.decide.whole import decide
+from skate.core.specs import ApplicationStatus, LedgerReport
+from tests.decide.world import deployment, goal
+
+FAILED_PROXY = ProxySeen("0", False, "failed", message="port 8000 is in use", exit_code=1)
+
+
+class Desk:
+    """Decides step by step about one application and keeps what is seen."""
+
+    def __init__(self, *deployments: Any) -> None:
+        self.desired = Desired({"a": goal("a", *deployments)})
+        self.memory = Memory()
+        self.seen: dict[str, ReplicaSeen] = {}
+        self.now = 0.0
+        self.plan: Plan = Plan((), self.memory)
+
+    def decide(self) -> tuple[Action, ...]:
+        """One decision; what it starts is seen starting, what it forgets is gone."""
+        self.plan = decide(self.desired, Observed(self.seen), self.memory, self.now)
+        self.memory = self.plan.memory
+        for action in self.plan.actions:
+            if isinstance(action, StartReplica):
+                self.seen[action.id] = ReplicaSeen(action.id, True)
+            elif isinstance(action, Forget):
+                del self.seen[action.id]
+        return self.plan.actions
+
+    def ready(self, *ids: str) -> None:
+        for id in ids:
+            self.seen[id] = ReplicaSeen(id, True, "ready", reported=True)
+
+    def dead(self, id: str, code: int = 1, phase: Any = "loading", message: str = "") -> None:
+        self.seen[id] = ReplicaSeen(id, False, phase, message=message, exit_code=code, reported=True)
+
+    def deploy(self, *deployments: Any) -> Goal:
+        revision = self.desired.apps["a"].revision + 1
+        made = goal("a", *deployments, revision=revision)
+        self.desired = replace(self.desired, apps={"a": made})
+        return made
+
+    def starts(self) -> list[str]:
+        return [one.id for one in self.plan.actions if isinstance(one, StartReplica)]
+
+    def stops(self) -> list[str]:
+        return [one.id for one in self.plan.actions if isinstance(one, StopReplica)]
+
+    def status(self) -> ApplicationStatus:
+        shown = serve_status(self.desired, Observed(self.seen), self.memory, self.now, LedgerReport(), 1)
+        return shown.applications["a"]
+
+
+def test_missing_replicas_are_started_and_surplus_ones_stopped_newest_first() -> None:
+    desk = Desk(deployment("a", "A", replicas=3, graceful_shutdown_timeout_s=7.0))
+    assert desk.decide() == tuple(StartReplica(f"a/A#{n}", "a", "A") for n in (1, 2, 3))
+    assert desk.status().status == "DEPLOYING"
+    desk.ready("a/A#1", "a/A#2", "a/A#3")
+    assert desk.decide() == () and desk.status().status == "RUNNING"
+    desk.deploy(deployment("a", "A", replicas=1, graceful_shutdown_timeout_s=7.0))
+    assert desk.decide() == (StopReplica("a/A#3", 7.0), StopReplica("a/A#2", 7.0))
+    assert desk.status().status == "RUNNING"  # the one that is wanted serves; the others only finish
+
+
+def test_a_crashed_replica_is_replaced_at_once_and_then_ever_more_slowly() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    waits = []
+    for number in range(1, 11):
+        desk.ready(f"a/A#{number}")
+        desk.decide()
+        desk.dead(f"a/A#{number}", -9, "ready")
+        desk.decide()
+        if not desk.starts():
+            assert desk.plan.wake_at is not None
+            waits.append(round(desk.plan.wake_at - desk.now, 3))
+            desk.now = desk.plan.wake_at
+            desk.decide()
+        assert desk.starts() == [f"a/A#{number + 1}"]
+    assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    assert desk.status().status == "UNHEALTHY"
+    assert "killed by signal 9" in desk.status().message
+    desk.ready("a/A#11")
+    desk.decide()
+    desk.now += restart.FORGET_S
+    desk.dead("a/A#11", -9, "ready")
+    desk.decide()
+    assert desk.starts() == ["a/A#12"]
+
+
+def test_many_that_crash_together_are_all_replaced_at_once() -> None:
+    desk = Desk(deployment("a", "A", replicas=4))
+    desk.decide()
+    desk.ready(*(f"a/A#{n}" for n in range(1, 5)))
+    desk.decide()
+    for number in range(1, 5):
+        desk.dead(f"a/A#{number}", -9, "ready")
+    desk.decide()
+    assert len(desk.starts()) == 4
+
+
+def test_a_constructor_that_always_fails_is_given_up_with_its_traceback() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    for number in (1, 2, 3):
+        desk.dead(f"a/A#{number}", 1, "failed", f"Traceback\nValueError: number {number}")
+        desk.decide()
+        if desk.plan.wake_at is not None and not desk.starts():
+            desk.now = desk.plan.wake_at
+            desk.decide()
+    assert not desk.starts() and desk.plan.wake_at is None
+    shown = desk.status()
+    assert shown.status == "DEPLOY_FAILED"
+    assert "3 replicas failed to start in a row" in shown.message and "ValueError: number 3" in shown.message
+    desk.deploy(deployment("a", "A"))  # the same version again: somebody has repaired what it needs
+    desk.decide()
+    assert desk.starts() == ["a/A#4"]
+    desk.ready("a/A#4")
+    desk.decide()
+    assert desk.status().status == "RUNNING" and desk.status().message == ""
+
+
+def test_the_budget_is_that_of_the_option_when_it_is_smaller() -> None:
+    assert restart.budget(20, 1) == 3 and restart.budget(20, 10) == 20 and restart.budget(2, 1) == 2
+    desk = Desk(deployment("a", "A", replicas=4, max_constructor_retry_count=2))
+    desk.decide()
+    assert len(desk.starts()) == 2  # never more under way than may fail
+    for id in desk.starts():
+        desk.dead(id)
+    desk.decide()
+    assert not desk.starts() and desk.status().status == "DEPLOY_FAILED"
+
+
+def test_a_constructor_that_fails_and_then_works_ends_running() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    desk.dead("a/A#1")
+    desk.decide()
+    assert desk.starts() == ["a/A#2"]
+    assert desk.status().status == "DEPLOYING" and "2 more may fail" in desk.status().message
+    desk.ready("a/A#2")
+    desk.decide()
+    assert desk.status().status == "RUNNING"
+
+
+def test_one_replica_is_exchanged_start_before_stop() -> None:
+    desk = Desk(deployment("a", "A", "v1"))
+    desk.decide()
+    desk.ready("a/A#1")
+    desk.decide()
+    desk.deploy(deployment("a", "A", "v2"))
+    desk.decide()
+    assert desk.starts() == ["a/A#2"] and not desk.stops()
+    assert desk.status().status == "DEPLOYING"
+    desk.ready("a/A#2")
+    desk.decide()
+    assert desk.stops() == ["a/A#1"] and not desk.starts()
+    assert desk.status().status == "RUNNING"
+
+
+def test_a_version_that_fails_leaves_the_old_one_serving() -> None:
+    desk = Desk(deployment("a", "A", "v1"))
+    desk.decide()
+    desk.ready("a/A#1")
+    desk.decide()
+    desk.deploy(deployment("a", "A", "v2"))
+    for _ in range(10):
+        desk.decide()
+        for id in desk.starts():
+            desk.dead(id)
+        desk.now = desk.plan.wake_at or desk.now
+    assert desk.status().status == "DEPLOY_FAILED"
+    assert [one.phase for one in desk.status().deployments["A"].replicas] == ["ready"]
+    assert gave_up(desk.desired.apps["a"].spec.deployments[0], desk.memory.deployments["a/A"])
+    desk.deploy(deployment("a", "A", "v1"))
+    desk.decide()
+    assert not desk.plan.actions and desk.status().status == "RUNNING"
+
+
+def test_a_deployment_that_is_no_longer_part_of_the_application_goes() -> None:
+    desk = Desk(deployment("a", "A"), deployment("a", "B", graceful_shutdown_timeout_s=3.0))
+    desk.decide()
+    desk.ready("a/A#1", "a/B#2")
+    desk.decide()
+    desk.deploy(deployment("a", "A"))
+    assert desk.decide() == (StopReplica("a/B#2", 3.0),)
+    assert desk.plan.wake_at == 8.0  # if the stop is not over by then, the kill is asked for again
+    desk.now = 8.0
+    assert desk.decide() == (StopReplica("a/B#2", 0.0),)
+
+
+def test_a_deleted_application_is_gone_when_its_replicas_are_and_may_come_back_meanwhile() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    desk.ready("a/A#1")
+    desk.decide()
+    going = replace(desk.desired.apps["a"], deleting=True)
+    desk.desired = replace(desk.desired, apps={"a": going})
+    assert desk.decide() == (StopReplica("a/A#1", 20.0),)
+    assert desk.plan.gone == () and desk.status().status == "DELETING"
+    back = desk.deploy(deployment("a", "A"))
+    desk.decide()
+    assert desk.starts() == ["a/A#2"] and desk.plan.gone == ()
+    desk.desired = replace(desk.desired, apps={"a": replace(back, deleting=True)})
+    desk.decide()
+    desk.dead("a/A#1", 0, "draining")
+    desk.dead("a/A#2", 0, "draining")
+    desk.decide()
+    assert desk.plan.gone == ("a",)
+
+
+def test_only_a_change_of_the_number_is_shown_as_scaling() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    desk.ready("a/A#1")
+    desk.decide()
+    desk.deploy(deployment("a", "A", replicas=2))
+    desk.decide()
+    assert desk.status().deployments["A"].status == "UPSCALING" and desk.status().status == "DEPLOYING"
+
+
+def test_a_new_deploy_is_never_shown_with_the_status_of_the_one_before() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    desk.ready("a/A#1")
+    desk.decide()
+    assert desk.status().status == "RUNNING"
+    desk.deploy(deployment("a", "A", "v2"))
+    assert desk.status().status == "DEPLOYING"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_new_controller_adopts_what_lives(known: bool) -> None:
+    desk = Desk(deployment("a", "A", replicas=2))
+    desk.decide()
+    desk.ready("a/A#1", "a/A#2")
+    desk.decide()
+    memory = desk.memory if known else Memory()
+    silent = {id: ReplicaSeen(id, True) for id in desk.seen}
+    found = Observed(silent, found=frozenset(silent), started_at=50.0)
+    plan = decide(desk.desired, found, memory, 50.0)
+    assert plan.waiting and not plan.actions and plan.wake_at == 50.0 + RECOVERY_S
+    reported = replace(found, replicas=desk.seen)
+    plan = decide(desk.desired, reported, memory, 50.1)
+    assert not plan.waiting
+    if known:
+        assert plan.actions == ()
+    else:  # nobody knows their version: they serve until those of the wanted one are ready
+        assert plan.actions == (StartReplica("a/A#3", "a", "A"),)
+    late = decide(desk.desired, found, memory, 50.0 + RECOVERY_S)
+    assert not late.waiting
+    if known:  # whoever was ready once is trusted to be
+        assert late.actions == ()
+        state = published(desk.desired, found, late.memory, {id: id for id in silent})
+        assert len(state.deployments["a/A"].replicas) == 2
+
+
+def test_what_still_starts_in_an_old_version_is_stopped_at_once() -> None:
+    desk = Desk(deployment("a", "A", "v1", replicas=2))
+    desk.decide()
+    desk.deploy(deployment("a", "A", "v2", replicas=2))
+    desk.decide()
+    assert desk.stops() == ["a/A#1", "a/A#2"] and desk.starts() == ["a/A#3", "a/A#4"]
+
+
+def test_a_proxy_that_cannot_listen_is_tried_again_and_says_why() -> None:
+    desired = Desired(proxies=("0",))
+    plan = decide(desired, Observed(), Memory(), 0.0)
+    assert plan.actions == (StartProxy("0"),)
+    now = 0.0
+    for _ in range(3):
+        ended = Observed(proxies={"0": FAILED_PROXY})
+        plan = decide(desired, ended, plan.memory, now)
+        now = plan.wake_at or now
+        if StartProxy("0") not in plan.actions:
+            plan = decide(desired, Observed(), plan.memory, now)
+        assert StartProxy("0") in plan.actions
+    shown = serve_status(desired, Observed(), plan.memory, now, LedgerReport(), 1).proxies["0"]
+    assert shown.status == "UNHEALTHY" and "in use" in shown.message

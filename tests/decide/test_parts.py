@@ -1,0 +1,132 @@
+"""Properties of the parts that decide: deltas, back-off, the ledger."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skate.controlplane.decide import ledger, restart
+from skate.controlplane.decide.publish import Published, cause_of, delta, published, whole
+from skate.controlplane.decide.rollout import Pace, Standing, to_start, to_stop
+from skate.controlplane.decide.values import Desired, Failures, Memory, Observed
+from skate.core.specs import DeploymentTarget, LedgerReport, ReplicaTarget, Route
+from tests.decide.world import deployment, goal
+
+targets = st.builds(
+    DeploymentTarget,
+    app=st.just("a"),
+    name=st.sampled_from("ABCD"),
+    max_ongoing_requests=st.integers(1, 3),
+    max_queued_requests=st.just(-1),
+    replicas=st.lists(st.sampled_from("xyz"), unique=True).map(
+        lambda ids: tuple(ReplicaTarget(id, f"memory:{id}") for id in ids)
+    ),
+)
+states = st.builds(
+    lambda found, prefixes: Published({one.key: one for one in found}, tuple(Route(p, "a", "A") for p in prefixes)),
+    st.lists(targets, max_size=4),
+    st.lists(st.sampled_from(["/", "/a", "/b"]), unique=True),
+)
+
+
+@given(states, states)
+def test_a_delta_turns_the_one_state_into_the_other_and_names_nothing_else(before: Published, after: Published) -> None:
+    news = delta(before, after, 7)
+    if news is None:
+        assert before == after
+        return
+    known = dict(before.deployments)
+    for key, target in news.deployments.items():
+        assert known.get(key) != target
+        known[key] = target  # type: ignore[assignment]
+    assert {key: target for key, target in known.items() if target is not None} == after.deployments
+    assert (before.routes if news.routes is None else news.routes) == after.routes
+    assert not news.whole and news.generation == 7
+
+
+@given(states)
+def test_the_whole_holds_everything(state: Published) -> None:
+    news = whole(state, 1)
+    assert news.whole and news.deployments == state.deployments and news.routes == state.routes
+
+
+@given(st.integers(0, 10_000), st.integers(1, 100))
+def test_the_delay_never_shrinks_with_more_failures_and_has_a_limit(recent: int, width: int) -> None:
+    assert 0.0 <= restart.delay_s(recent, width) <= restart.delay_s(recent + 1, width) <= restart.DELAY_MAX_S
+    assert restart.delay_s(min(recent, width), width) == 0.0
+
+
+@given(st.floats(0, 1e6), st.floats(0, 200))
+def test_failures_are_forgotten_after_a_minute(at: float, later: float) -> None:
+    failures = restart.noted(Failures(), 50, True, at, "x" * 100_000)
+    assert len(failures.error) < 21_000
+    waits = restart.next_try_at(failures, 1, at + later) > at + later
+    assert waits == (at + restart.DELAY_MAX_S > at + later)
+
+
+standings = st.lists(st.tuples(st.sampled_from(["v1", "v2"]), st.sampled_from(["starting", "ready"])), max_size=12).map(
+    lambda pairs: [Standing(str(n), version, stage, n) for n, (version, stage) in enumerate(pairs)]
+)  # type: ignore[arg-type]
+
+
+@given(standings, st.integers(0, 6), st.integers(1, 3), st.integers(0, 1))
+def test_stops_leave_enough_ready_and_starts_keep_within_the_surge(
+    standing: list[Standing], target: int, surge: int, unavailable: int
+) -> None:
+    pace = Pace(surge, unavailable)
+    leaving = to_stop("v1", target, pace, standing)
+    staying = [one for one in standing if one not in leaving]
+    ready = sum(one.stage == "ready" for one in standing)
+    assert sum(one.stage == "ready" for one in staying) >= min(ready, target - unavailable)
+    assert len({one.id for one in leaving}) == len(leaving)
+    count = to_start("v1", target, pace, staying)
+    assert count == 0 or len(staying) + count <= target + surge
+    done = [*staying, *(Standing(f"new{n}", "v1", "starting", 100 + n) for n in range(count))]
+    assert not to_stop("v1", target, pace, done) and not to_start("v1", target, pace, done)
+
+
+counts = st.integers(0, 50)
+reports = st.builds(
+    lambda open, ok, error, lost: LedgerReport(open + ok + error + lost, open, ok, error, lost=lost),
+    counts,
+    counts,
+    counts,
+    counts,
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("xyz"), reports, st.booleans())))
+def test_the_ledger_always_balances(events: list[tuple[int, str, LedgerReport, bool]]) -> None:
+    accounts = ledger.Accounts(LedgerReport())
+    for connection, name, report, leaves in events:
+        accounts.report(connection, name, report)
+        if leaves:
+            accounts.left(connection)
+        assert ledger.balances(accounts.total())
+    for connection in range(6):
+        accounts.left(connection)
+    assert accounts.total().open == 0 and ledger.balances(accounts.total())
+
+
+def test_what_is_open_when_a_process_goes_counts_as_lost_until_it_comes_back() -> None:
+    accounts = ledger.Accounts(LedgerReport(accepted=1, ok=1))
+    accounts.report(1, "driver 1", LedgerReport(accepted=5, open=2, ok=3))
+    accounts.left(1)
+    assert accounts.total() == LedgerReport(accepted=6, ok=4, lost=2)
+    accounts.report(2, "driver 1", LedgerReport(accepted=7, open=0, ok=7))
+    assert accounts.total() == LedgerReport(accepted=8, ok=8)
+    accounts.left(2)
+    accounts.report(3, "driver 1", LedgerReport(accepted=1, ok=1))  # another process of that name
+    assert accounts.total() == LedgerReport(accepted=9, ok=9)
+
+
+def test_routes_are_there_from_the_deploy_on_and_gone_with_the_delete() -> None:
+    apps = {"a": goal("a", deployment("a", "A"), prefix="/x"), "b": goal("b", deployment("b", "B"), prefix=None)}
+    state = published(Desired(apps), Observed(), Memory(), {})
+    assert state.routes == (Route("/x", "a", "A"),)
+    assert set(state.deployments) == {"a/A", "b/B"} and not state.deployments["a/A"].replicas
+
+
+def test_a_cause_is_one_line() -> None:
+    assert cause_of("Traceback:\n  File x\nValueError: no\n\n") == "ValueError: no"
+    assert cause_of("")

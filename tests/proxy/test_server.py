@@ -1,0 +1,359 @@
+"""The proxy behind its real server, on a loopback port: what only Granian can show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from skate.core.clock import SystemClock
+from skate.core.errors import AddressInUseError
+from skate.core.specs import DeploymentTarget, HttpOptions, ProxyConfig, ProxyReport, ReplicaTarget, Route, Snapshot
+from skate.dataplane.proxy import server as proxy_server
+from skate.dataplane.proxy.server import bind
+from skate.dataplane.transport.exchange import Exchange
+from skate.dataplane.transport.peers import listen
+from skate.dataplane.wire.head import ReplyHead
+from skate.engine.base import Life
+from tests.proxy.world import LIMIT_S, TEXT, Replica, echo, forever, hello, served, until
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+@asynccontextmanager
+async def client(port: int) -> Any:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S, trust_env=False) as made:
+        yield made
+
+
+async def raw(port: int, data: bytes) -> bytes:
+    """What the server says to these bytes until it closes or falls silent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    answer = b""
+    try:
+        async with asyncio.timeout(0.3):
+            while piece := await reader.read(65_536):
+                answer += piece
+    except (TimeoutError, ConnectionError):
+        pass
+    writer.close()
+    return answer
+
+
+def test_requests_of_all_kinds() -> None:
+    async def test() -> None:
+        async with served({"/": echo, "/h": hello}) as (made, port), client(port) as web:
+            assert (await web.get("/h")).text == "hello"
+            assert (await web.post("/", content=b"abc")).content == b"abc"
+            big = b"x" * 3_000_000
+            assert (await web.post("/", content=big)).content == big
+
+            async def pieces() -> Any:
+                for _ in range(5):
+                    yield b"y" * 70_000
+
+            assert (await web.post("/", content=pieces())).content == b"y" * 350_000
+            for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FOO-BAR"):
+                answer = await web.request(method, "/", content=b"q")
+                assert (answer.status_code, answer.content) == (200, b"q")
+            head = await web.head("/h")
+            assert (head.headers["content-length"], head.content) == ("5", b"")
+            assert json.loads((await web.get("/-/routes")).text) == {"/": "app/", "/h": "app/h"}
+            http = made.replicas["/"].exchanges[0].head.http
+            assert http is not None
+            assert http.client is not None
+            assert (http.server, http.http_version, http.scheme) == (("127.0.0.1", port), "1.1", "http")
+            assert made.balanced()
+
+    run(test())
+
+
+def test_a_length_that_the_application_got_wrong_does_not_reach_the_next_answer() -> None:
+    async def test() -> None:
+        async def wrong(exchange: Exchange) -> None:
+            exchange.reply_http(ReplyHead(200, [(b"content-length", b"3"), (b"transfer-encoding", b"chunked")]), b"abcdef")
+
+        async def short(exchange: Exchange) -> None:
+            await exchange.start_http(ReplyHead(200, [(b"content-length", b"9")]), b"abc")
+            await asyncio.sleep(0.01)
+            exchange.end()
+
+        async with served({"/": wrong, "/s": short}) as (_, port), client(port) as web:
+            for _ in range(3):
+                assert (await web.get("/")).text == "abcdef"
+            with pytest.raises(httpx.RemoteProtocolError):
+                await web.get("/s")
+            assert (await web.get("/")).text == "abcdef"
+
+    run(test())
+
+
+def test_a_header_that_http_does_not_allow_is_a_500() -> None:
+    async def test() -> None:
+        async def odd(exchange: Exchange) -> None:
+            exchange.reply_http(ReplyHead(200, [(b"x-bad", b"a\r\nset-cookie: b")]), b"x")
+
+        async with served({"/": odd, "/h": hello}) as (_, port), client(port) as web:
+            answer = await web.get("/")
+            assert answer.status_code == 500
+            assert "a header that HTTP does not allow" in answer.text
+            assert "set-cookie" not in answer.headers
+            assert (await web.get("/h")).text == "hello"
+
+    run(test())
+
+
+def test_a_stream_arrives_as_it_is_made() -> None:
+    async def test() -> None:
+        seen = [asyncio.Event() for _ in range(4)]
+
+        async def pieces(exchange: Exchange) -> None:
+            await exchange.start_http(ReplyHead(200, [TEXT]))
+            for number in range(4):
+                await exchange.send(b"%d" % number)
+                await seen[number].wait()
+            exchange.end()
+
+        async with served({"/": pieces}) as (made, port), client(port) as web:
+            async with asyncio.timeout(LIMIT_S), web.stream("GET", "/") as answer:
+                number = 0
+                async for piece in answer.aiter_raw():
+                    assert piece == b"%d" % number
+                    seen[number].set()
+                    number += 1
+            assert number == 4
+            assert made.balanced()
+
+    run(test())
+
+
+def test_a_client_that_goes_away_cancels() -> None:
+    async def test() -> None:
+        async def endless(exchange: Exchange) -> None:
+            await exchange.start_http(ReplyHead(200, [TEXT]))
+            while True:
+                await exchange.send(b"x" * 10_000)
+
+        async with served({"/": forever, "/s": endless}) as (made, port):
+            for path, replica in (("/", made.replicas["/"]), ("/s", made.replicas["/s"])):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab" % path.encode())
+                await until(lambda r=replica: r.exchanges)
+                writer.close()
+                await until(lambda r=replica: r.cancelled)
+            await until(made.balanced)
+            assert made.router.ledger.report().cancelled == 2
+
+    run(test())
+
+
+def test_after_the_first_byte_a_timeout_cuts_the_connection() -> None:
+    async def test() -> None:
+        async def stuck(exchange: Exchange) -> None:
+            await exchange.start_http(ReplyHead(200, [TEXT]), b"first")
+            await asyncio.Event().wait()
+
+        async def flood(exchange: Exchange) -> None:
+            await exchange.start_http(ReplyHead(200, [TEXT]), b"first")
+            while True:
+                await exchange.send(b"x" * 60_000)
+
+        async with served({"/": stuck, "/f": flood}, HttpOptions(request_timeout_s=0.3)) as (made, port):
+            async with client(port) as web:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await web.get("/")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /f HTTP/1.1\r\nHost: x\r\n\r\n")  # and reads nothing
+            await until(lambda: made.router.ledger.report().timed_out == 2)
+            await until(made.balanced)
+            async with asyncio.timeout(LIMIT_S):
+                assert not (await reader.read(-1)).endswith(b"0\r\n\r\n")
+            writer.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x01garbage\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nno colon here\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+    ],
+)
+def test_malformed_requests_disturb_nothing(data: bytes) -> None:
+    async def test() -> None:
+        async with served({"/": echo, "/h": hello}) as (made, port), client(port) as web:
+            answer = await raw(port, data)
+            assert answer == b"" or answer.split()[1] in (b"400", b"431", b"505")
+            assert (await web.get("/h")).text == "hello"
+            await until(made.balanced)
+
+    run(test())
+
+
+def test_a_body_too_large_is_told_before_it_is_sent() -> None:
+    async def test() -> None:
+        async with served({"/": echo}, HttpOptions(max_body_bytes=1000)) as (made, port):
+            answer = await raw(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nabc")
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert b"5000 bytes" in answer
+            chunk = b"190\r\n" + b"x" * 400 + b"\r\n"
+            counted = await raw(port, b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + 3 * chunk)
+            assert counted.startswith(b"HTTP/1.1 413 ")
+            await until(made.balanced)
+
+    run(test())
+
+
+def test_idle_connections_are_closed() -> None:
+    async def test() -> None:
+        async with served({"/": hello}, HttpOptions(keep_alive_timeout_s=0.2)) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(LIMIT_S):
+                assert (await reader.read(-1)).endswith(b"hello")
+            writer.close()
+
+    run(test())
+
+
+def test_the_end_waits_for_requests_in_flight() -> None:
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def slow(exchange: Exchange) -> None:
+            await go.wait()
+            exchange.reply_http(ReplyHead(200, [TEXT]), b"late")
+
+        async with client(0) as web:
+            async with served({"/": slow}) as (made, port):
+                request = asyncio.ensure_future(web.get(f"http://127.0.0.1:{port}/"))
+                await until(lambda: made.replicas["/"].exchanges)
+                asyncio.get_running_loop().call_later(0.05, go.set)
+            assert (await request).text == "late"
+
+    run(test())
+
+
+def test_the_end_cuts_what_takes_too_long(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with client(0) as web:
+            async with served({"/": forever}, drain_s=0.05) as (made, port):
+                request = asyncio.ensure_future(web.get(f"http://127.0.0.1:{port}/"))
+                await until(lambda: made.replicas["/"].exchanges)
+            answer = await request
+            assert answer.status_code == 503
+            assert "being stopped" in answer.text
+            assert made.balanced()
+
+    run(test())
+    assert "1 requests are cut" in caplog.text
+
+
+def test_a_port_in_use_is_one_clear_sentence() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(AddressInUseError, match=rf"127\.0\.0\.1:{port}: another process uses this port; stop"):
+            bind("127.0.0.1", port)
+        with pytest.raises(AddressInUseError, match="another process"):
+            bind("127.0.0.1", port, share=True)
+    bind("127.0.0.1", port).close()
+
+
+def test_other_addresses_that_cannot_be_had() -> None:
+    with pytest.raises(AddressInUseError, match=r"host 'no\.such\.host\.invalid': the name leads to no address"):
+        bind("no.such.host.invalid", 0)
+    with pytest.raises(AddressInUseError, match="choose an address of this machine"):
+        bind("192.0.2.1", 0)
+    with pytest.raises(AddressInUseError):
+        bind("127.0.0.1", 99_999)
+
+
+def test_a_name_and_a_shared_port_are_bound() -> None:
+    with bind("localhost", 0, share=True) as first:
+        host, port = first.getsockname()[:2]
+        assert host == "127.0.0.1"
+        bind("localhost", port, share=True).close()
+
+
+class FakeController:
+    """Answers the reports of a proxy and gives it one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.reports: list[ProxyReport] = []
+
+    async def handle(self, exchange: Exchange) -> None:
+        if exchange.head.method == "snapshots":
+            await exchange.send(msgspec.msgpack.encode(self.snapshot))
+            await asyncio.Event().wait()
+        elif exchange.head.method == "report_proxy":
+            self.reports.append(msgspec.msgpack.decode(exchange.body, type=ProxyReport))
+        exchange.reply(b"")
+
+
+def test_the_entry_serves_until_it_is_told_to_stop_and_reports() -> None:
+    async def test() -> None:
+        replica = Replica(hello)
+        replica.listener = await listen(replica.address, replica.accept, "replica")
+        target = DeploymentTarget("a", "D", 5, -1, (ReplicaTarget("r", replica.address),))
+        controller = FakeController(Snapshot(1, True, {"a/D": target}, (Route("/", "a", "D"),)))
+        listener = Replica(controller.handle)
+        listener.listener = await listen(listener.address, listener.accept, "controller")
+        config = ProxyConfig("0", listener.address, HttpOptions(port=0))
+        life = Life(SystemClock(), inline=True)
+        running = asyncio.ensure_future(proxy_server.run(msgspec.msgpack.encode(config), life))
+        await until(lambda: controller.reports)
+        report = controller.reports[0]
+        assert (report.phase, report.host) == ("ready", "127.0.0.1")
+        async with client(report.port) as web:
+            assert (await web.get("/x")).text == "hello"
+
+        taken = ProxyConfig("1", listener.address, HttpOptions(port=report.port))
+        async with asyncio.timeout(LIMIT_S):
+            await proxy_server.run(msgspec.msgpack.encode(taken), Life(SystemClock(), inline=True))
+        assert (controller.reports[1].id, controller.reports[1].phase) == ("1", "failed")
+        assert "another process uses this port" in controller.reports[1].message
+
+        life.stopping.set()
+        async with asyncio.timeout(LIMIT_S):
+            await running
+        with pytest.raises(OSError, match="refused|Connect"):
+            await asyncio.open_connection("127.0.0.1", report.port)
+        await listener.close()
+        await replica.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    run(test())
+
+
+def test_the_logging_of_the_process_is_left_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    handler = logging.StreamHandler()
+    before = (list(logging.root.handlers), logging.root.level)
+
+    async def test() -> None:
+        async with served({"/": hello}) as (_, port), client(port) as web:
+            await web.get("/")
+
+    run(test())
+    assert (list(logging.root.handlers), logging.root.level) == before
+    assert any(reference() is handler for reference in logging._handlerList)  # a full dictConfig would drop it
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""

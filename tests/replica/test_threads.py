@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from skate.dataplane.replica.threads import FEED_ITEMS_MAX, Feed, Threads
+from tests.replica.line import until
+
+
+def with_threads(count: int, scenario: Callable[[Threads], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        threads = Threads(count, asyncio.get_running_loop())
+        try:
+            await scenario(threads)
+        finally:
+            threads.close()
+
+    asyncio.run(main())
+
+
+def test_jobs_run_one_at_a_time_in_order_off_the_loop() -> None:
+    order: list[int] = []
+    names: set[str] = set()
+    running = threading.Lock()
+
+    def job(number: int) -> int:
+        assert running.acquire(blocking=False)
+        order.append(number)
+        names.add(threading.current_thread().name)
+        running.release()
+        return number
+
+    async def scenario(threads: Threads) -> None:
+        tasks = [asyncio.create_task(threads.run(lambda n=n: job(n))) for n in range(50)]
+        assert await asyncio.gather(*tasks) == list(range(50))
+        assert order == list(range(50)) and names == {"skate-handler-1"}
+
+    with_threads(1, scenario)
+
+
+def test_more_threads_are_made_only_when_needed() -> None:
+    barrier = threading.Barrier(3, timeout=5)
+
+    async def scenario(threads: Threads) -> None:
+        for _ in range(5):
+            await threads.run(lambda: None)
+        assert threads._started == 1
+        await asyncio.gather(*(threads.run(barrier.wait) for _ in range(3)))
+        assert threads._started == 3
+
+    with_threads(4, scenario)
+
+
+def test_errors_and_context_variables_pass() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+
+    def bad() -> None:
+        raise SystemExit(3)
+
+    async def scenario(threads: Threads) -> None:
+        variable.set("mine")
+        assert await threads.run(variable.get) == "mine"
+        with pytest.raises(SystemExit):
+            await threads.run(bad)
+        assert await threads.run(lambda: 1) == 1
+
+    with_threads(1, scenario)
+
+
+def test_what_is_dropped_in_time_never_begins_and_what_has_begun_is_waited_for() -> None:
+    gate, begun, ran = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        begun.set()
+        gate.wait(5)
+        ran.append("first")
+
+    async def scenario(threads: Threads) -> None:
+        running = asyncio.create_task(threads.run(first))
+        waiting = asyncio.create_task(threads.run(lambda: ran.append("second")))
+        await until(begun.is_set)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting  # at once, though the thread is busy
+        running.cancel()
+        await asyncio.sleep(0)
+        running.cancel()  # impatience changes nothing
+        await asyncio.sleep(0.01)
+        assert not running.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await threads.run(lambda: 3) == 3
+        assert ran == ["first"]
+
+    with_threads(1, scenario)
+
+
+def test_a_feed_brings_all_items_and_the_error_after_them() -> None:
+    def numbers() -> Any:
+        yield from range(200)
+        raise ValueError("the end")
+
+    async def scenario(threads: Threads) -> None:
+        feed, got = Feed(threads, numbers(), lambda n: n * 2), []
+        with pytest.raises(ValueError, match="the end"):
+            async for item in feed:
+                got.append(item)
+        await feed.aclose()
+        assert got == [2 * n for n in range(200)]
+        assert [item async for item in Feed(threads, iter([]), str)] == []
+
+    with_threads(1, scenario)
+
+
+def test_a_feed_runs_only_a_little_ahead_and_stops_when_nobody_reads() -> None:
+    made: list[int] = []
+    closed = threading.Event()
+
+    def numbers() -> Any:
+        try:
+            for n in range(10**9):
+                made.append(n)
+                yield n
+        finally:
+            closed.set()
+
+    async def scenario(threads: Threads) -> None:
+        feed = Feed(threads, numbers(), lambda n: n)
+        assert await feed.__anext__() == 0
+        await until(lambda: len(made) == FEED_ITEMS_MAX + 2)
+        await asyncio.sleep(0.01)
+        assert len(made) == FEED_ITEMS_MAX + 2
+        await feed.aclose()
+        assert closed.is_set()
+        assert await threads.run(lambda: "free") == "free"
+
+    with_threads(1, scenario)
+
+
+def test_a_feed_dropped_before_it_began_never_begins() -> None:
+    gate, begun = threading.Event(), []
+
+    def numbers() -> Any:
+        begun.append(1)
+        yield 1
+
+    async def scenario(threads: Threads) -> None:
+        busy = asyncio.create_task(threads.run(lambda: gate.wait(5)))
+        await asyncio.sleep(0)
+        feed = Feed(threads, numbers(), str)
+        await feed.aclose()
+        gate.set()
+        await busy
+        assert await threads.run(lambda: 1) == 1
+        assert begun == []
+
+    with_threads(1, scenario)

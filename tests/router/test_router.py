@@ -1,0 +1,395 @@
+"""The router against replicas of memory: order, late binding, one outcome for each call, retries of what was not started."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from skate.core.clock import SystemClock
+from skate.core.context import RequestContext
+from skate.core.errors import (
+    BackPressureError,
+    CallTimeoutError,
+    DeploymentUnavailableError,
+    NotFoundError,
+    ReplicaDiedError,
+    RequestCancelledError,
+)
+from skate.core.specs import DeploymentTarget, ReplicaTarget, Snapshot
+from skate.dataplane.call import Call
+from skate.dataplane.ledger import Outcome
+from skate.dataplane.replica.slots import Slots
+from skate.dataplane.router import Router
+from skate.dataplane.transport.exchange import Exchange, Session
+from skate.dataplane.transport.peers import Listener, listen
+from skate.dataplane.wire.head import PYTHON, CallHead
+
+LIMIT_S = 10.0
+
+
+class Noted(Call):
+    """A call that notes how it ended."""
+
+    def __init__(self, id: str, deadline: float | None = None, key: str = "app/D") -> None:
+        super().__init__(key, CallHead(PYTHON, "m", id), deadline)
+        self.chunks: list[bytes] = []
+        self.ends: list[BaseException | None] = []
+        self.ended = asyncio.Event()
+
+    def on_chunk(self, data: bytes) -> None:
+        self.chunks.append(data)
+
+    def on_end(self, error: BaseException | None) -> None:
+        self.ends.append(error)
+        self.ended.set()
+
+
+class Replica:
+    """A callee with slots; holds what it accepted until told to answer."""
+
+    def __init__(self, id: str, limit: int) -> None:
+        self.id = id
+        self.address = f"memory:{id}"
+        self.held: list[Exchange] = []
+        self.seen: list[str] = []
+        self.most = 0
+        self.slots = Slots(limit, lambda session: session.grant(1))  # type: ignore[attr-defined]
+        self.listener: Listener | None = None
+        self.session: Session | None = None
+
+    async def start(self) -> Replica:
+        self.listener = await listen(self.address, self.accept, self.id)
+        self.listener.listening.load = lambda: self.slots.ongoing
+        self.listener.listening.on_release = self.slots.release
+        self.listener.listening.on_session_lost = self.slots.forget
+        return self
+
+    def accept(self, exchange: Exchange) -> None:
+        self.session = exchange.session
+        if not self.slots.take(exchange.session, exchange.granted):
+            exchange.refuse()
+            return
+        self.most = max(self.most, self.slots.ongoing)
+        self.seen.append(exchange.head.request_id)
+        self.held.append(exchange)
+        exchange.on_end = self.slots.free
+
+    def answer(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.held.pop(0).reply(self.id.encode())
+
+    async def die(self) -> None:
+        assert self.listener is not None
+        await self.listener.close()
+
+
+def target(*replicas: Replica, limit: int = 2, queue: int = -1, unavailable: str | None = None) -> DeploymentTarget:
+    seen = tuple(ReplicaTarget(replica.id, replica.address) for replica in replicas)
+    return DeploymentTarget("app", "D", limit, queue, seen, unavailable)
+
+
+def snapshot(*targets: DeploymentTarget) -> Snapshot:
+    return Snapshot(1, True, {one.key: one for one in targets}, ())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def play(scene: Callable[[Router], Awaitable[None]]) -> None:
+    """Runs a scene; at its end every accepted call must have exactly one outcome and the ledger must balance."""
+
+    async def main() -> None:
+        router = Router("driver 1", SystemClock())
+        accepted: list[Noted] = []
+        submit = router.submit
+
+        def noting(call: Call, body: bytes, complete: bool = True) -> None:
+            accepted.append(call)  # type: ignore[arg-type]
+            submit(call, body, complete)
+            assert router.ledger.accepted == router.ledger.open + sum(router.ledger.outcomes)
+
+        router.submit = noting  # type: ignore[method-assign]
+        async with asyncio.timeout(LIMIT_S):
+            await scene(router)
+            await router.close()
+            for call in accepted:
+                if call.outcome is None:
+                    call.cancel("the scene is over")
+                assert len(call.ends) == 1
+        assert router.ledger.open == 0 and router.ledger.accepted == len(accepted) == sum(router.ledger.outcomes)
+
+    asyncio.run(main())
+
+
+def submit(router: Router, *ids: str) -> list[Noted]:
+    calls = [Noted(id) for id in ids]
+    for call in calls:
+        router.submit(call, b"")
+    return calls
+
+
+def test_calls_are_answered_in_order_of_arrival_as_slots_free() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 2).start()
+        router.apply(snapshot(target(replica)))
+        calls = submit(router, *"123456")
+        await until(lambda: len(replica.held) == 2)
+        for _ in range(6):
+            await until(lambda: replica.held)
+            replica.answer()
+        for call in calls:
+            await call.ended.wait()
+            assert call.outcome is Outcome.OK and call.chunks == [b"a"]
+        assert replica.seen == list("123456") and replica.most == 2
+        await replica.die()
+
+    play(scene)
+
+
+def test_a_call_before_the_first_snapshot_waits_for_it() -> None:
+    async def scene(router: Router) -> None:
+        (call,) = submit(router, "1")
+        assert call.outcome is None
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica)))
+        await until(lambda: replica.held)
+        replica.answer()
+        await call.ended.wait()
+        assert call.outcome is Outcome.OK
+        await replica.die()
+
+    play(scene)
+
+
+def test_a_new_replica_gets_waiting_work_at_once() -> None:
+    async def scene(router: Router) -> None:
+        first, second = await Replica("a", 1).start(), await Replica("b", 1).start()
+        router.apply(snapshot(target(first, limit=1)))
+        submit(router, "1", "2")
+        await until(lambda: first.held)
+        router.apply(snapshot(target(first, second, limit=1)))
+        await until(lambda: second.held)
+        assert second.seen == ["2"]
+        await first.die()
+        await second.die()
+
+    play(scene)
+
+
+def test_two_routers_share_a_replica_in_turn_and_never_exceed_its_limit() -> None:
+    async def scene(router: Router) -> None:
+        other = Router("driver 2", SystemClock())
+        replica = await Replica("a", 1).start()
+        for one in (router, other):
+            one.apply(snapshot(target(replica, limit=1)))
+        mine = submit(router, *[f"m{i}" for i in range(10)])
+        theirs = [Noted(f"t{i}") for i in range(10)]
+        for call in theirs:
+            other.submit(call, b"")
+        for _ in range(20):
+            await until(lambda: replica.held)
+            replica.answer()
+        for call in (*mine, *theirs):
+            await call.ended.wait()
+            assert call.outcome is Outcome.OK
+        assert replica.most == 1
+        assert [id for id in replica.seen if id[0] == "m"] == [f"m{i}" for i in range(10)]
+        assert [id for id in replica.seen if id[0] == "t"] == [f"t{i}" for i in range(10)]
+        longest = max(len(run) for run in "".join(id[0] for id in replica.seen).replace("mt", "m t").replace("tm", "t m").split())
+        assert longest <= 3, replica.seen
+        await other.close()
+        await replica.die()
+
+    play(scene)
+
+
+def test_a_full_queue_refuses_and_the_queued_ones_complete() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1, queue=1)))
+        await until(lambda: router.lanes["app/D"].links["a"].peer)
+        running, queued, refused = submit(router, "1", "2", "3")
+        error = refused.ends[0]
+        assert refused.outcome is Outcome.REFUSED and isinstance(error, BackPressureError)
+        assert "max_queued_requests" in str(error)
+        for call in (running, queued):
+            await until(lambda: replica.held)
+            replica.answer()
+            await call.ended.wait()
+        await replica.die()
+
+    play(scene)
+
+
+def test_cancel_while_queued_and_while_running() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        running, queued, third = submit(router, "1", "2", "3")
+        await until(lambda: replica.held)
+        assert queued.cancel("why not") and not queued.cancel()
+        assert isinstance(queued.ends[0], RequestCancelledError) and "why not" in str(queued.ends[0])
+        exchange = replica.held.pop(0)
+        assert running.cancel()
+        await until(lambda: exchange.ended)
+        await until(lambda: replica.held)
+        replica.answer()
+        await third.ended.wait()
+        assert replica.seen == ["1", "3"]
+        await replica.die()
+
+    play(scene)
+
+
+def test_deadlines_end_calls_wherever_they_are() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        now = router.clock.now()
+        running, queued, dead = Noted("1", now + 0.05), Noted("2", now + 0.05), Noted("3", now - 1)
+        for call in (running, queued, dead):
+            router.submit(call, b"")
+        assert dead.outcome is Outcome.TIMED_OUT
+        await running.ended.wait()
+        await queued.ended.wait()
+        for call in (running, queued, dead):
+            assert call.outcome is Outcome.TIMED_OUT and isinstance(call.ends[0], CallTimeoutError)
+        await until(lambda: replica.held[0].ended)
+        assert replica.seen == ["1"]
+        await replica.die()
+
+    play(scene)
+
+
+def test_what_was_started_is_lost_with_its_replica_and_the_rest_goes_elsewhere() -> None:
+    async def scene(router: Router) -> None:
+        first, second = await Replica("a", 1).start(), await Replica("b", 1).start()
+        router.apply(snapshot(target(first, limit=1)))
+        started, waiting = submit(router, "1", "2")
+        await until(lambda: started.started)
+        await first.die()
+        await started.ended.wait()
+        assert started.outcome is Outcome.LOST and isinstance(started.ends[0], ReplicaDiedError)
+        assert "replica a died" in str(started.ends[0])
+        router.apply(snapshot(target(second, limit=1)))
+        await until(lambda: second.held)
+        second.answer()
+        await waiting.ended.wait()
+        assert waiting.outcome is Outcome.OK
+        await second.die()
+
+    play(scene)
+
+
+def test_what_was_sent_but_not_started_is_sent_again() -> None:
+    async def scene(router: Router) -> None:
+        def silent(exchange: Exchange) -> None:
+            exchange.session._accepted.clear()  # dies before it could say that it began
+            exchange.session.close()
+
+        listener = await listen("memory:a", silent, "a")
+        second = await Replica("b", 5).start()
+        router.apply(snapshot(target(Replica("a", 5))))
+        (call,) = submit(router, "1")
+        await until(lambda: call.attempts >= 1)
+        router.apply(snapshot(target(second)))
+        await until(lambda: second.held)
+        second.answer()
+        await call.ended.wait()
+        assert call.outcome is Outcome.OK and call.attempts >= 2
+        await listener.close()
+        await second.die()
+
+    play(scene)
+
+
+def test_a_call_that_kills_every_replica_before_it_starts_ends_after_some_attempts() -> None:
+    async def scene(router: Router) -> None:
+        def silent(exchange: Exchange) -> None:
+            exchange.session._accepted.clear()
+            exchange.session.close()
+
+        listener = await listen("memory:a", silent, "a")
+        router.apply(snapshot(target(Replica("a", 5))))
+        (call,) = submit(router, "1")
+        await call.ended.wait()
+        assert call.outcome is Outcome.LOST and "never started" in str(call.ends[0])
+        await listener.close()
+
+    play(scene)
+
+
+def test_unknown_and_unavailable_and_deleted() -> None:
+    async def scene(router: Router) -> None:
+        router.apply(snapshot(target(unavailable="its constructor raised ValueError")))
+        unknown = Noted("0", key="app/Nope")
+        router.submit(unknown, b"")
+        assert isinstance(unknown.ends[0], NotFoundError) and "app/D" in str(unknown.ends[0])
+        (failed,) = submit(router, "1")
+        assert isinstance(failed.ends[0], DeploymentUnavailableError) and "ValueError" in str(failed.ends[0])
+        router.apply(snapshot(target()))
+        (waiting,) = submit(router, "2")
+        assert waiting.outcome is None
+        router.apply(snapshot())
+        assert isinstance(waiting.ends[0], DeploymentUnavailableError)
+
+    play(scene)
+
+
+def test_calls_in_flight_finish_on_a_replica_that_left_the_snapshot() -> None:
+    async def scene(router: Router) -> None:
+        old, new = await Replica("a", 2).start(), await Replica("b", 2).start()
+        router.apply(snapshot(target(old)))
+        (running,) = submit(router, "1")
+        await until(lambda: old.held)
+        router.apply(snapshot(target(new)))
+        (later,) = submit(router, "2")
+        await until(lambda: new.held)
+        old.answer()
+        await running.ended.wait()
+        assert running.outcome is Outcome.OK
+        new.answer()
+        await later.ended.wait()
+        assert old.seen == ["1"] and new.seen == ["2"]
+        await old.die()
+        await new.die()
+
+    play(scene)
+
+
+def test_a_cancelled_parent_ends_its_children_and_later_ones_at_once() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        parent = RequestContext("r", "app", "P")
+        child = Noted("1")
+        child.context = parent
+        router.submit(child, b"")
+        assert parent.children == {child}
+        parent.cancel_reason = "client went away"
+        late = Noted("2")
+        late.context = parent
+        router.submit(late, b"")
+        assert late.outcome is Outcome.CANCELLED and "client went away" in str(late.ends[0])
+        for one in list(parent.children):
+            one.cancel("client went away")
+        assert child.outcome is Outcome.CANCELLED and not parent.children
+        await replica.die()
+
+    play(scene)
+
+
+def test_ended_calls_do_not_pile_up_behind_one_that_waits() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        submit(router, "running", "waiting")
+        for i in range(1000):
+            (call,) = submit(router, str(i))
+            call.cancel()
+        assert len(router.lanes["app/D"].waiting) < 200
+        await replica.die()
+
+    play(scene)

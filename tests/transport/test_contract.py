@@ -1,0 +1,337 @@
+"""One contract for every transport: what a caller and a callee may rely on over memory, Unix sockets and TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from skate.core.errors import CallTimeoutError, NotRunningError, RemoteTraceback, RequestCancelledError
+from skate.dataplane.transport.exchange import Exchange
+from skate.dataplane.transport.failure import rebuild
+from skate.dataplane.transport.peers import Listener, Peer, connect, listen
+from skate.dataplane.wire.connection import WINDOW
+from skate.dataplane.wire.head import PYTHON, CallHead, encode_head
+
+LIMIT_S = 10.0
+
+
+class Heard:
+    """A sink that notes what it hears."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.id = 0
+        self.chunks: list[bytes] = []
+        self.marks: list[str] = []
+        self.failure = b""
+        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def wire_started(self) -> None:
+        self.marks.append("started")
+
+    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+        self.chunks.append(body)
+        if last:
+            self.end.set_result("last")
+        else:
+            self.peer.take(self.id, len(body))
+
+    def wire_failed(self, body: bytes) -> None:
+        self.failure = body
+        self.end.set_result("failed")
+
+    def wire_refused(self) -> None:
+        self.end.set_result("refused")
+
+    def wire_credit(self) -> None:
+        self.marks.append("credit")
+
+    def wire_lost(self, error: Exception | None) -> None:
+        self.end.set_result("lost")
+
+
+def head(kind: int = PYTHON) -> bytes:
+    return encode_head(CallHead(kind, "m", "r1"))
+
+
+Scene = Callable[[Callable[[Callable[[Exchange], None]], Awaitable[tuple[Listener, Peer]]]], Awaitable[None]]
+
+
+@pytest.fixture(params=["memory", "unix", "tcp"])
+def play(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scene], None]:
+    """Runs a scene over one transport, with everything closed at its end."""
+    address = {"memory": "memory:contract", "unix": f"unix:{tmp_path}/s", "tcp": "tcp:127.0.0.1:0"}[request.param]
+
+    def run(scene: Scene) -> None:
+        async def main() -> None:
+            opened: list[tuple[Listener, Peer]] = []
+
+            async def open(accept: Callable[[Exchange], None]) -> tuple[Listener, Peer]:
+                listener = await listen(address, accept, "callee")
+                peer = await connect(listener.address, "caller")
+                opened.append((listener, peer))
+                return listener, peer
+
+            async with asyncio.timeout(LIMIT_S):
+                try:
+                    await scene(open)
+                finally:
+                    for listener, peer in opened:
+                        peer.close()
+                        await listener.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_a_call_is_answered(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        def accept(exchange: Exchange) -> None:
+            assert exchange.head.request_id == "r1" and exchange.complete
+            asyncio.get_running_loop().call_soon(exchange.reply, exchange.body[::-1])
+
+        _, peer = await open(accept)
+        heard = Heard(peer)
+        peer.open(heard, head(), b"abc", True)
+        assert await heard.end == "last"
+        assert heard.chunks == [b"cba"] and heard.marks == ["started"]
+        assert not peer.sinks and not peer.wire.calls
+
+    play(scene)
+
+
+def test_both_sides_know_each_other(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        names: list[str] = []
+
+        def accept(exchange: Exchange) -> None:
+            names.append(exchange.session.peer_name)
+            exchange.reply(b"")
+
+        _, peer = await open(accept)
+        heard = Heard(peer)
+        peer.open(heard, head(), b"", True)
+        await heard.end
+        assert names == ["caller"] and peer.wire.peer_name == "callee"
+
+    play(scene)
+
+
+def test_a_large_body_arrives_whole_both_ways(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        data = os.urandom(5 * 1024 * 1024)
+        _, peer = await open(lambda exchange: exchange.reply(exchange.body))
+        heard = Heard(peer)
+        peer.open(heard, head(), data, True)
+        await heard.end
+        assert heard.chunks == [data]
+
+    play(scene)
+
+
+def test_input_and_output_stream_in_order(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        tasks: list[asyncio.Task[None]] = []
+
+        async def echo(exchange: Exchange) -> None:
+            await exchange.send(exchange.body)
+            while (chunk := await exchange.receive()) is not None:
+                await exchange.send(chunk)
+            exchange.end(b"end")
+
+        _, peer = await open(lambda exchange: tasks.append(asyncio.ensure_future(echo(exchange))))
+        heard = Heard(peer)
+        heard.id = peer.open(heard, head(), b"0", False)
+        for i in range(1, 100):
+            peer.send(heard.id, str(i).encode(), i == 99)
+        assert await heard.end == "last"
+        assert heard.chunks == [str(i).encode() for i in range(100)] + [b"end"]
+
+    play(scene)
+
+
+def test_a_reader_that_takes_nothing_stops_the_writer(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        sent = 0
+        tasks: list[asyncio.Task[None]] = []
+
+        async def flood(exchange: Exchange) -> None:
+            nonlocal sent
+            for _ in range(100):
+                await exchange.send(b"x" * (WINDOW // 10))
+                sent += 1
+            exchange.end()
+
+        _, peer = await open(lambda exchange: tasks.append(asyncio.ensure_future(flood(exchange))))
+        heard = Heard(peer)
+        take, peer.take = peer.take, lambda call, size: None  # type: ignore[method-assign]
+        heard.id = peer.open(heard, head(), b"", True)
+        while len(heard.chunks) < 10:
+            await asyncio.sleep(0)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert sent <= 11 and not heard.end.done()
+        peer.take = take  # type: ignore[method-assign]
+        for chunk in heard.chunks:
+            peer.take(heard.id, len(chunk))
+        assert await heard.end == "last"
+        assert sent == 100
+
+    play(scene)
+
+
+def test_refused_and_failed(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        answers = [lambda e: e.refuse(), lambda e: e.fail(KeyError("k"), "remote trace")]
+        _, peer = await open(lambda exchange: answers.pop(0)(exchange))
+        first, second = Heard(peer), Heard(peer)
+        peer.open(first, head(), b"", True)
+        assert await first.end == "refused"
+        peer.open(second, head(), b"", True)
+        assert await second.end == "failed"
+        from skate.dataplane.transport.failure import decode_failure
+
+        error = rebuild(decode_failure(second.failure))
+        assert isinstance(error, KeyError) and error.args == ("k",)
+        assert isinstance(error.__cause__, RemoteTraceback) and "remote trace" in str(error.__cause__)
+
+    play(scene)
+
+
+def test_cancel_reaches_the_callee_once(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        reasons: list[str] = []
+        accepted = asyncio.Event()
+
+        def accept(exchange: Exchange) -> None:
+            exchange.on_cancel = reasons.append
+            accepted.set()
+
+        _, peer = await open(accept)
+        heard = Heard(peer)
+        id = peer.open(heard, head(), b"", True)
+        await accepted.wait()
+        peer.cancel(id, "no longer wanted")
+        peer.cancel(id, "again")
+        while not reasons:
+            await asyncio.sleep(0)
+        assert reasons == ["no longer wanted"] and not heard.end.done()
+
+    play(scene)
+
+
+def test_a_lost_caller_cancels_its_calls(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        reasons: list[str] = []
+        accepted = asyncio.Event()
+
+        def accept(exchange: Exchange) -> None:
+            exchange.on_cancel = reasons.append
+            accepted.set()
+
+        _, peer = await open(accept)
+        heard = Heard(peer)
+        peer.open(heard, head(), b"", True)
+        await accepted.wait()
+        peer.close()
+        assert await heard.end == "lost"
+        while not reasons:
+            await asyncio.sleep(0)
+        assert "lost" in reasons[0]
+
+    play(scene)
+
+
+def test_a_lost_callee_is_heard_of_by_every_call(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        sessions = []
+        _, peer = await open(lambda exchange: sessions.append(exchange.session))
+        lost = asyncio.Event()
+        peer.on_lost = lambda _: lost.set()
+        heard = [Heard(peer) for _ in range(3)]
+        for one in heard:
+            peer.open(one, head(), b"", True)
+        while len(sessions) < 3:
+            await asyncio.sleep(0)
+        sessions[0].close()
+        assert [await one.end for one in heard] == ["lost"] * 3
+        await lost.wait()
+
+    play(scene)
+
+
+def test_ask(play: Callable[[Scene], None]) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        def accept(exchange: Exchange) -> None:
+            if exchange.head.method == "echo":
+                exchange.reply(exchange.body)
+            elif exchange.head.method == "fail":
+                exchange.fail(NotRunningError("gone"))
+
+        _, peer = await open(accept)
+        assert await peer.ask("echo", b"x") == b"x"
+        with pytest.raises(NotRunningError, match="gone"):
+            await peer.ask("fail")
+        with pytest.raises(CallTimeoutError, match="'silent'"):
+            await peer.ask("silent", timeout_s=0.02)
+        peer.close()
+        with pytest.raises((RequestCancelledError, NotRunningError)):
+            await peer.ask("echo")
+
+    play(scene)
+
+
+def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path) -> None:
+    async def main() -> None:
+        listener = await listen(f"unix:{tmp_path}/s", lambda exchange: exchange.reply(b"ok"), "callee")
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 4, b"\xff" * 64):
+            reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
+            writer.write(garbage)
+            await reader.read()  # hello, then the end
+            assert reader.at_eof()
+            writer.close()
+            await writer.wait_closed()
+        peer = await connect(listener.address, "caller")
+        assert await peer.ask("x") == b"ok"
+        peer.close()
+        await listener.close()
+
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
+
+
+def test_a_unix_socket_is_private_and_goes_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        listener = await listen(f"unix:{tmp_path}/s", lambda exchange: None, "callee")
+        assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o600
+        await listener.close()
+        assert not (tmp_path / "s").exists()
+        with pytest.raises(NotRunningError, match="nobody listens"):
+            await connect(f"unix:{tmp_path}/s", "caller")
+
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
+
+
+def test_one_who_says_no_hello_is_given_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        gone = asyncio.Event()
+
+        async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+            gone.set()
+
+        server = await asyncio.start_unix_server(mute, f"{tmp_path}/s")
+        with pytest.raises(CallTimeoutError, match="hello"):
+            await connect(f"unix:{tmp_path}/s", "caller", timeout_s=0.05)
+        server.close()
+        await gone.wait()
+        await server.wait_closed()
+        await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
