@@ -151,7 +151,7 @@ def test_a_hidden_node_is_told() -> None:
 
 
 def test_an_argument_that_does_not_pickle_is_named() -> None:
-    with pytest.raises(CodeError, match=r"deployment 'Tree': argument 2 of Tree.bind, <unlocked _thread.lock.*cannot pickle"):
+    with pytest.raises(CodeError, match=r"deployment 'Tree': argument 2 of Tree.bind, <unlocked .*cannot pickle"):
         build(Tree.bind(1, threading.Lock()))
     with pytest.raises(CodeError, match=r"'Tree_1': argument 'key' of Tree.bind"):
         build(Tree.bind(Tree.bind(), key=[threading.Lock()]))

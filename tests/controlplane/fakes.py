@@ -15,6 +15,7 @@ from skate.controlplane.controller import Controller
 from skate.controlplane.store import MemoryStore, Store
 from skate.core.clock import ManualClock
 from skate.core.specs import (
+    ApplicationStatus,
     ControllerConfig,
     DeploymentTarget,
     HttpOptions,
@@ -23,6 +24,7 @@ from skate.core.specs import (
     ProxyConfig,
     ProxyReport,
     ReplicaConfig,
+    ReplicaPhase,
     ReplicaReport,
     Route,
     ServeStatus,
@@ -120,9 +122,9 @@ class FakeEngine:
         version = config.deployment.version
         name = f"replica {config.id}"
 
-        async def say(phase: str, message: str = "") -> None:
+        async def say(phase: ReplicaPhase, message: str = "") -> None:
             assert one.peer is not None
-            await one.peer.ask("report_replica", _encode(ReplicaReport(config.id, phase, one.pid, message)))  # type: ignore[arg-type]
+            await one.peer.ask("report_replica", _encode(ReplicaReport(config.id, phase, one.pid, message)))
 
         one.peer = await connect(config.controller, name)
         await say("loading")
@@ -136,7 +138,7 @@ class FakeEngine:
         await say("ready")
         while not one.stopping.is_set():
             lost = asyncio.Event()
-            one.peer.on_lost = lambda _, lost=lost: lost.set()  # type: ignore[misc]
+            one.peer.on_lost = lambda _, lost=lost: lost.set()
             await _first(lost.wait(), one.stopping.wait())
             while lost.is_set() and not one.stopping.is_set():
                 with suppress(Exception):
@@ -204,7 +206,7 @@ class Desk:
         await until(lambda: (found := self.now(app)) is not None and found.status == wanted, f"{app} {wanted}", self)
         return self.controller.status()
 
-    def now(self, app: str) -> object:
+    def now(self, app: str) -> ApplicationStatus | None:
         return self.controller.status().applications.get(app)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from skate.controlplane.decide import ledger, restart
 from skate.controlplane.decide.publish import Published, cause_of, delta, published, whole
-from skate.controlplane.decide.rollout import Pace, Standing, to_start, to_stop
+from skate.controlplane.decide.rollout import Pace, Stage, Standing, to_start, to_stop
 from skate.controlplane.decide.values import Desired, Failures, Memory, Observed
 from skate.core.specs import DeploymentTarget, LedgerReport, ReplicaTarget, Route
 from tests.decide.world import deployment, goal
@@ -64,9 +64,10 @@ def test_failures_are_forgotten_after_a_minute(at: float, later: float) -> None:
     assert waits == (at + restart.DELAY_MAX_S > at + later)
 
 
-standings = st.lists(st.tuples(st.sampled_from(["v1", "v2"]), st.sampled_from(["starting", "ready"])), max_size=12).map(
-    lambda pairs: [Standing(str(n), version, stage, n) for n, (version, stage) in enumerate(pairs)]
-)  # type: ignore[arg-type]
+stages: st.SearchStrategy[Stage] = st.sampled_from(["starting", "ready"])
+standings = st.lists(st.tuples(st.sampled_from(["v1", "v2"]), stages), max_size=12).map(
+    lambda pairs: [Standing(str(number), version, stage, number) for number, (version, stage) in enumerate(pairs)]
+)
 
 
 @given(standings, st.integers(0, 6), st.integers(1, 3), st.integers(0, 1))

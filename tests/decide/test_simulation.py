@@ -122,7 +122,8 @@ class Simulation:
         if not self.lossless or spec.version != BAD:
             return
         tried = self.world.starts.get((spec.key, revision, spec.version), 0) + begun
-        limit = budget(spec.options.max_constructor_retry_count, spec.options.replicas)
+        target = spec.options.replicas
+        limit = max(target, budget(spec.options.max_constructor_retry_count, target))
         inherited = sum(one.version == BAD for one in self.world.replicas.values())
         assert tried <= limit + inherited, f"{spec.key} was tried {tried} times, {limit} are allowed"
 

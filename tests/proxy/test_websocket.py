@@ -180,7 +180,7 @@ def test_a_path_of_nobody_is_404() -> None:
         (saying(ACCEPT, {"type": "websocket.close", "code": 1006}), 1011, ""),
         (saying(ACCEPT, {"type": "websocket.close"}), 1000, ""),
         (saying(ACCEPT, {"type": "websocket.close", "code": 3000, "reason": "ü" * 100}), 3000, "ü" * 61),
-        (saying(ACCEPT, error=KeyError("secret")), 1011, "KeyError"),
+        (saying(ACCEPT, error=KeyError("secret")), 1011, "KeyError in request"),
     ],
 )
 def test_how_an_accepted_connection_ends(handler: Handler, code: int, words: str) -> None:

@@ -86,7 +86,7 @@ class World:
 
     def balanced(self) -> bool:
         """Nothing is open any more and the counts add up."""
-        return self.router.ledger.open == 0 and not self.proxy.open
+        return self.router.ledger.open == 0 and not self.proxy.open and not self.proxy.sockets
 
     async def close(self) -> None:
         await self.router.close()

@@ -20,15 +20,16 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context, ContextVar
 from functools import cached_property
 from hashlib import sha256
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import cloudpickle
+import msgspec
 from cloudpickle import cloudpickle as cloud
 
 from skate.core.checks import nearest
@@ -217,9 +218,11 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _reduce_variable(obj) if kind is ContextVar else (_REMADE[kind], ())
         if (isinstance(obj, type) or kind is FunctionType) and (path := _hidden_path(obj)):
             return load, (CodeRef(import_path=path),)
+        if isinstance(obj, type(msgspec.Struct)) and not cloud._should_pickle_by_reference(obj):
+            return _reduce_struct(obj)
         if _asks_itself(kind, obj):
             return _bare, (kind,), obj.__dict__, None, None, _fill
-        return super().reducer_override(obj)
+        return _with_annotations(obj, super().reducer_override(obj))
 
     @cached_property
     def _homes(self) -> dict[int, tuple[ModuleType, str]]:
@@ -233,6 +236,32 @@ def _module_state() -> Iterator[tuple[int, tuple[ModuleType, str]]]:
             for attribute, value in list(vars(module).items()):
                 if type(value) in _REMADE or type(value) is ContextVar:
                     yield id(value), (module, attribute)
+
+
+def _with_annotations(obj: Any, reduced: Any) -> Any:
+    """Annotations written as text are read here: in the replica their names would be looked up in another __main__."""
+    if reduced is NotImplemented or len(reduced) < 3 or not isinstance(obj, type | FunctionType):
+        return reduced
+    scope = vars(sys.modules.get(obj.__module__ or "", object)) if isinstance(obj, type) else obj.__globals__
+    state = tuple({**part, **_read(part, scope)} if isinstance(part, dict) else part for part in reduced[2])
+    return (*reduced[:2], state, *reduced[3:])
+
+
+def _read(attributes: Mapping[str, Any], scope: Mapping[str, Any]) -> dict[str, Any]:
+    written = attributes.get("__annotations__")
+    if not isinstance(written, dict) or not any(isinstance(one, str) for one in written.values()):
+        return {}
+    return {"__annotations__": {name: _read_one(one, scope) for name, one in written.items()}}
+
+
+def _read_one(annotation: Any, scope: Mapping[str, Any]) -> Any:
+    read = annotation
+    try:
+        for _ in range(2):  # twice where a module defers annotations and one is quoted besides
+            read = eval(read, dict(scope)) if isinstance(read, str) else read
+    except Exception:  # a name for type checkers only
+        return annotation
+    return read
 
 
 def _hidden_path(obj: Any) -> str | None:
@@ -314,6 +343,60 @@ def _bare(kind: type) -> Any:
 
 def _fill(obj: Any, state: dict[str, Any]) -> None:
     object.__getattribute__(obj, "__dict__").update(state)
+
+
+# msgspec makes a Struct from its fields when the class is created; cloudpickle creates classes empty and fills them.
+
+_whole: WeakSet[type] = WeakSet()  # Struct classes of this process that a package must not fill again
+
+
+def _reduce_struct(cls: Any) -> Reduced:
+    track = cloud._get_or_create_tracker_id(cls)
+    _whole.add(cls)
+    names, defaults = cls.__struct_fields__, cls.__struct_defaults__
+    default_of = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+    own = [name for name in names if name in vars(cls).get("__annotations__", {})]
+    fields = []
+    for name, encoded in zip(names, cls.__struct_encode_fields__, strict=True):
+        if name in own:
+            default = default_of.get(name, msgspec.NODEFAULT)
+            factory = getattr(default, "factory", None) if type(default).__name__ == "Factory" else None
+            how: dict[str, Any] = {"name": encoded if encoded != name else None}
+            if factory is not None:
+                how["default_factory"] = factory
+            elif default is not msgspec.NODEFAULT:
+                how["default"] = default
+            fields.append((name, how))
+    config = {key: getattr(cls.__struct_config__, key) for key in dir(cls.__struct_config__) if key[0] != "_"}
+    config["kw_only"] = bool(own) and not any(name in cls.__match_args__ for name in own)
+    hidden = {*names, "__slots__", "__dict__", "__weakref__"}
+    state = {key: value for key, value in vars(cls).items() if key not in hidden}
+    making = (track, cls.__name__, cls.__bases__, fields, config, "__post_init__" in state)
+    state |= {"__qualname__": cls.__qualname__, **_read(state, vars(sys.modules.get(cls.__module__, object)))}
+    return _known_struct, making, state, None, None, _fill_struct
+
+
+def _known_struct(
+    track: str, name: str, bases: tuple[type, ...], fields: list[Any], config: dict[str, Any], checks_itself: bool
+) -> Any:
+    if (known := cloud._DYNAMIC_CLASS_TRACKER_BY_ID.get(track)) is not None:
+        return known
+    declared = [(field, Any, msgspec.field(**how)) for field, how in fields]
+    namespace = {"__post_init__": _late_post_init} if checks_itself else {}
+    made = msgspec.defstruct(name, declared, bases=bases, namespace=namespace, **config)
+    return cloud._lookup_class_or_track(track, made)
+
+
+def _fill_struct(cls: type, state: dict[str, Any]) -> None:
+    if cls in _whole:
+        return
+    _whole.add(cls)
+    for key, value in state.items():
+        setattr(cls, key, value)
+
+
+def _late_post_init(self: Any) -> None:
+    type(self).__post_init__(self)  # msgspec looks the method up once, before it is filled in
 
 
 # -- who is to blame --------------------------------------------------------------------------------

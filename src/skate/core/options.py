@@ -384,7 +384,8 @@ def deployment_options(
 ) -> DeploymentOptions:
     """Check keyword options and lay them over ``base``.
 
-    ``where`` names the place in messages; ``stacklevel`` leads warnings to the user's line (2: the caller of this; 0: no warnings).
+    ``where`` names the place in messages; ``stacklevel`` leads warnings to the user's line (2: the caller of this;
+    0: no warnings).
     Raises ``OptionError``; warns with ``NotYetWarning`` once for all given options that have no effect yet.
     """
     declared = options_of(DeploymentOptions)

@@ -160,8 +160,8 @@ class Lane:
     def _choose(self) -> Link | None:
         links = self.links
         if len(links) == 1:
-            for link in links.values():
-                return link if link.has_room() else None
+            (only,) = links.values()
+            return only if only.has_room() else None
         free = [link for link in links.values() if link.has_room()]
         if not free:
             return None

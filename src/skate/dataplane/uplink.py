@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -50,7 +51,7 @@ class Uplink:
     async def _run(self) -> None:
         attempt = 0
         while True:
-            lost = asyncio.get_running_loop().create_future()
+            lost = asyncio.Event()
             try:
                 peer = await connect(self.address, self.name)
             except Exception as error:
@@ -59,14 +60,14 @@ class Uplink:
                 attempt += 1
                 continue
             attempt = 0
-            peer.on_lost = lambda _, lost=lost: None if lost.done() else lost.set_result(None)  # type: ignore[misc]
+            peer.on_lost = _setter(lost)
             if not peer.closed:
                 self.peer = peer
-                peer.subscribe("snapshots", b"", self._on_snapshot, lambda error: peer.close())
+                peer.subscribe("snapshots", b"", self._on_snapshot, _closer(peer))
                 for method, body in self._reports.items():
                     self._send(method, body)
                 self.connected.set()
-                await lost
+                await lost.wait()
             self.connected.clear()
             self.peer = None
 
@@ -135,3 +136,12 @@ class Uplink:
         if self.peer is not None:
             self.peer.on_lost = None
             self.peer.close()
+
+
+def _setter(lost: asyncio.Event) -> Callable[[Peer], None]:
+    return lambda peer: lost.set()
+
+
+def _closer(peer: Peer) -> Callable[[BaseException | None], None]:
+    """A controller that ends the snapshots is ending: the line is closed and tried anew."""
+    return lambda error: peer.close()

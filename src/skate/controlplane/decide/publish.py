@@ -60,6 +60,7 @@ def target_of(
         asgi=spec.asgi,
         backpressure_status=pressure.status_code,
         retry_after_s=pressure.retry_after_s,
+        ingress=spec.ingress,
     )
 
 

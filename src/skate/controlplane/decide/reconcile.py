@@ -49,7 +49,7 @@ def reconcile(
     staying = [one for one in standing if one.id not in gone]
     starts = rollout.to_start(spec.version, target, pace, staying)
     wake_at = None
-    if not memory.ran:
+    if not memory.ran and memory.failures.in_a_row:  # all may try once; then no more than may still fail
         tries = restart.budget(spec.options.max_constructor_retry_count, target) - memory.failures.in_a_row
         under_way = sum(one.version == spec.version and one.stage == "starting" for one in staying)
         starts = max(0, min(starts, tries - under_way))

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from skate.core.clock import Clock
-from skate.core.errors import CallTimeoutError, DeploymentUnavailableError, PayloadTooLargeError
+from skate.core.errors import CallTimeoutError, DeploymentUnavailableError, PayloadTooLargeError, SkateError
 from skate.core.specs import HttpOptions, Route
 from skate.dataplane.proxy.answers import JSON_TYPE, TEXT_TYPE, Answer, not_found, not_ready, of_error
 from skate.dataplane.proxy.headers import (
@@ -39,9 +39,16 @@ WATCH_AFTER_S = 0.05  # a client that goes away is noticed this much later; fast
 GATHER_MAX = 64 * 1024  # bytes; a body of known length up to this is read whole before a replica is given the request
 
 NOT_READY = "No application has been deployed yet."
+BROKEN = "the body ended before it was complete, or its chunks are malformed"
 DRAINING = "This proxy is being stopped."
 
 _OWN = "/-/"
+
+
+class BodyError(SkateError):
+    """A request's body did not come as announced."""
+
+    status, grpc, fault = 400, "INVALID_ARGUMENT", "caller"
 
 
 class Proxy:
@@ -55,7 +62,8 @@ class Proxy:
         self.table = RouteTable()
         self.ready = False  # an application was there once; stays true while the last one is replaced
         self.draining = False
-        self.open: set[Reception] = set()
+        self.open: set[Reception] = set()  # requests under way
+        self.sockets: set[Reception] = set()  # WebSockets
         self._unwatched: list[HttpCall] = []
         router.on_routes = self.set_routes
         self.set_routes(router.routes)
@@ -100,7 +108,8 @@ class Proxy:
                 await self._say(send, of_error(_late_body(line), line.request_id), line.request_id)
                 return
             if first is None:
-                return  # the client left, nothing was done for it
+                await self._say(send, of_error(BodyError(BROKEN), line.request_id), line.request_id)
+                return
             body, complete = first
             if len(body) > self.options.max_body_bytes:
                 await self._say(send, of_error(self.too_large(len(body)), line.request_id), line.request_id)
@@ -122,7 +131,7 @@ class Proxy:
                 call.cancel(GONE)
 
     async def _first_body(self, receive: Receive, length: int) -> tuple[bytes, bool] | None:
-        """The beginning of the body and whether that is all of it; None if the client left."""
+        """The beginning of the body and whether that is all of it; None if the client left or sent nonsense."""
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
@@ -156,6 +165,7 @@ class Proxy:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
+                    call.override = BodyError(BROKEN)
                     call.cancel(GONE)
                     return
                 chunk = message.get("body", b"")
@@ -241,15 +251,17 @@ class Proxy:
     # -- what the proxy says itself -------------------------------------------------------------
 
     def _own_answer(self, path: str) -> Answer:
-        if path in ("/-/healthz", "/-/routes") or not self.ready:
-            if self.draining:
-                return not_ready(DRAINING)
-            if not self.ready:
-                return not_ready(NOT_READY)
-            if path == "/-/healthz":
-                return Answer(200, "success")
-            return Answer(200, msgspec.json.encode(self.table.table()).decode(), [JSON_TYPE])
-        return not_found(path, self.root_path)
+        if path not in ("/-/healthz", "/-/routes") or self.draining or not self.ready:
+            return self.no_answer(path)
+        if path == "/-/healthz":
+            return Answer(200, "success")
+        return Answer(200, msgspec.json.encode(self.table.table()).decode(), [JSON_TYPE])
+
+    def no_answer(self, path: str) -> Answer:
+        """Why nobody answers at this path."""
+        if self.draining:
+            return not_ready(DRAINING)
+        return not_found(path, self.root_path) if self.ready else not_ready(NOT_READY)
 
     async def _say(self, send: Send, answer: Answer, request_id: str) -> None:
         body = answer.text.encode("utf-8", "replace")
@@ -301,9 +313,10 @@ class Proxy:
         )
         return CallHead(kind, "__call__", line.request_id, line.timeout_s, kind != HTTP, mount.app, mount.prefix, http)
 
-    def cancel_open(self, reason: str) -> None:
-        """Ends what is still under way (the time for draining is over)."""
-        for call in list(self.open):
+    @staticmethod
+    def end(calls: set[Reception], reason: str) -> None:
+        """Ends calls that may not go on; their clients are told that the service is not available."""
+        for call in list(calls):
             call.fail(DeploymentUnavailableError(reason))
 
 

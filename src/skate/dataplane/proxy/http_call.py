@@ -7,6 +7,7 @@ answer given in one piece is complete before that coroutine looks for the first 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -18,6 +19,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[Any]]
 
 GONE = "the client disconnected"
+LAST_WORDS_S = 1.0  # for a client to take what a failed call had said before it failed
 
 
 class Reception(Call):
@@ -70,7 +72,13 @@ class Reception(Call):
         return chunks
 
     async def write(self, send: Send, message: Message) -> bool:
-        """Sends while the call lives. False: the call ended with an error meanwhile, nothing more must be sent."""
+        """Sends, but does not wait for a slow client once the call has failed. False: it has, while this waited."""
+        if self.error is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await send(message)
+                    return True
+            return False
         if self.outcome is None:
             task = self.writer = asyncio.current_task()
             assert task is not None
@@ -81,7 +89,7 @@ class Reception(Call):
                     raise  # somebody else wants this task to end
             finally:
                 self.writer = None
-        elif self.error is None:
+        else:
             await send(message)
         return self.error is None
 

@@ -34,6 +34,7 @@ from granian.server.embed import Server
 from skate.core.errors import AddressInUseError
 from skate.core.specs import HttpOptions, ProxyConfig, ProxyReport
 from skate.dataplane.proxy.app import DRAINING, Proxy
+from skate.dataplane.proxy.http_call import Reception
 from skate.dataplane.router import Router
 from skate.dataplane.uplink import Uplink
 
@@ -87,6 +88,8 @@ def bind(host: str, port: int, share: bool = False) -> socket.socket:
 
     Raises AddressInUseError, for whatever reason the address cannot be had; its text names address, cause and way out.
     """
+    if not 0 <= port <= 65_535:  # the system would take it modulo 65536
+        raise AddressInUseError(f"HTTP cannot be served on port {port}: choose one from 0 (any free one) to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -104,18 +107,18 @@ def bind(host: str, port: int, share: bool = False) -> socket.socket:
         listener.bind(address)
         listener.listen(BACKLOG)
         listener.setblocking(False)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise AddressInUseError(f"HTTP cannot be served on {host}:{port}: {_why(error, port)}") from None
     return listener
 
 
-def _why(error: Exception, port: int) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+def _why(error: OSError, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
         return "another process uses this port; stop that one, or choose another port (port 0 takes any free one)"
     if isinstance(error, PermissionError):
         return f"port {port} is reserved for the system administrator; choose one from 1024 on"
-    return f"{getattr(error, 'strerror', None) or error}; choose an address of this machine and a port below 65536"
+    return f"{error.strerror or error}; choose an address of this machine, 127.0.0.1 or 0.0.0.0"
 
 
 async def run(config: bytes, life: Life) -> None:
@@ -161,15 +164,27 @@ async def _serve(id: str, options: HttpOptions, listener: socket.socket, uplink:
 
 
 async def drain(proxy: Proxy, server: HttpServer, serving: asyncio.Future[None], limit_s: float = DRAIN_MAX_S) -> None:
-    """Takes no more requests, lets those in flight finish, and ends at ``limit_s`` those that have not."""
+    """Takes no more requests, lets those in flight finish, and ends at ``limit_s`` those that have not.
+
+    WebSockets are closed first: they do not end by themselves, and Granian freezes them when it is told to stop.
+    """
     proxy.draining = True
+    proxy.end(proxy.sockets, DRAINING)
+    await _empty(proxy.sockets)
     server.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
             await asyncio.shield(serving)
         return
     logger.warning("%d requests are cut: they took longer than %s s after the stop", len(proxy.open), limit_s)
-    proxy.cancel_open(DRAINING)
+    proxy.end(proxy.open, DRAINING)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_MAX_S):
             await serving
+
+
+async def _empty(calls: set[Reception]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CUT_MAX_S):
+            while calls:
+                await asyncio.sleep(0.005)

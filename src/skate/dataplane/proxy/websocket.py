@@ -7,19 +7,21 @@ within ``LEAVE_GRACE_S`` is cancelled. A request timeout does not apply: a conne
 
 What Granian 2.8.7 does (measured): it drops additional headers of an accept; an abnormal end shows as code 1005; it
 answers a close before the accept with 403, and knows ``websocket.http.response``; send() on a closed connection is
-silently ignored; a message is at most 64 MiB.
+silently ignored; send() of a close waits for ever while a receive() is under way; once the server was told to stop,
+nothing is sent on a WebSocket any more, so the sockets must be closed before that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from skate.core.errors import BackPressureError, DeploymentUnavailableError, SkateError
-from skate.dataplane.proxy.answers import TEXT_TYPE, Answer, not_found, not_ready, of_error
+from skate.dataplane.proxy.answers import TEXT_TYPE, Answer, of_error
 from skate.dataplane.proxy.headers import REQUEST_ID, answer_headers, read_headers
 from skate.dataplane.proxy.http_call import GONE, Receive, Reception, Send
 from skate.dataplane.transport.failure import UserFailure
@@ -48,36 +50,32 @@ async def serve_websocket(proxy: Proxy, scope: Any, receive: Receive, send: Send
     line = read_headers(headers, None, "1.1")
     socket = Socket(scope, send, line.request_id)
     mount = None if path.startswith("/-/") else proxy.table.match(path)
-    if mount is None:
-        await socket.reject(not_found(path, proxy.root_path) if proxy.ready else not_ready("Nothing is deployed yet."))
+    if mount is None or proxy.draining:
+        await socket.reject(proxy.no_answer(path))
         return
     call = Reception(mount.deployment_key, proxy.call_head(scope, mount, path, line, WEBSOCKET), None)
-    proxy.open.add(call)
+    proxy.sockets.add(call)
     proxy.router.submit(call, b"", False)
-    up = asyncio.ensure_future(_up(proxy, call, receive))
+    socket.reader = asyncio.ensure_future(_up(call, receive))
     try:
         await _down(call, socket)
         await socket.finish(call, proxy.options.show_traceback)
     finally:
-        proxy.open.discard(call)
-        if call.outcome is None:
-            call.cancel(GONE)
-        up.cancel()
-        await asyncio.wait([up])
-        if not up.cancelled() and (error := up.exception()) is not None:
-            logger.error("reading from the WebSocket of request %s failed", call.request_id, exc_info=error)
+        proxy.sockets.discard(call)
+        call.cancel(GONE)
+        await socket.stop_reading()
 
 
-async def _up(proxy: Proxy, call: Reception, receive: Receive) -> None:
+async def _up(call: Reception, receive: Receive) -> None:
     """What the client sends, to the application, as fast as that takes it."""
-    while True:
-        message = await receive()
+    while (message := await receive())["type"] != "websocket.disconnect":
         await call.send(_encode(message))
-        if message["type"] == "websocket.disconnect":
-            await call.send_end()
-            await proxy.clock.sleep(LEAVE_GRACE_S)
-            call.cancel(GONE)
-            return
+    if call.link is not None:  # a replica has the call
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_GRACE_S):
+                await call.send(_encode(message), True)
+                await asyncio.Event().wait()
+    call.cancel(GONE)
 
 
 async def _down(call: Reception, socket: Socket) -> None:
@@ -87,11 +85,10 @@ async def _down(call: Reception, socket: Socket) -> None:
             if not await call.write(socket.say, _decode(data)):
                 return
             call.consumed(len(data))
-        if call.chunks:
-            continue
-        if call.outcome is not None:
+        if call.outcome is not None and not call.chunks:
             return
-        await call.news()
+        if not call.chunks:
+            await call.news()
 
 
 class Socket:
@@ -104,6 +101,16 @@ class Socket:
         self._answering = False  # the application rejects with an HTTP answer of its own
         self._accepted = False
         self._over = False
+        self.reader: asyncio.Future[None] | None = None
+
+    async def stop_reading(self) -> None:
+        """Ends the task that reads. Needed before a close: Granian's send() of one waits for a receive() under way."""
+        reader, self.reader = self.reader, None
+        if reader is not None:
+            reader.cancel()
+            await asyncio.wait([reader])
+            if not reader.cancelled() and (error := reader.exception()) is not None:
+                logger.error("reading from the WebSocket of request %s failed", self._request_id, exc_info=error)
 
     async def say(self, message: Any) -> None:
         """Passes on one message of the application; what comes after the end is dropped."""
@@ -124,6 +131,8 @@ class Socket:
                 message["headers"] = answer_headers(_pairs(message), self._request_id.encode("ascii"))
         elif kind == f"{_RESPONSE}.body":
             self._over = not message.get("more_body", False)
+        if self._over:
+            await self.stop_reading()
         await self._send(message)
 
     async def finish(self, call: Reception, show_traceback: bool) -> None:
@@ -131,6 +140,7 @@ class Socket:
         error = call.override or call.error
         if self._over or self._answering:
             return
+        await self.stop_reading()
         if self._accepted:
             self._over = True
             await self._send(_close(NORMAL, "") if error is None else _close_of(error, self._request_id))

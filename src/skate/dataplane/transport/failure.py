@@ -49,8 +49,9 @@ def encode_failure(error: BaseException, traceback: str | None = None) -> bytes:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
     try:
-        pickled: bytes | None = dumps(error)
-        loads(pickled)  # many exceptions pickle but cannot be rebuilt: better to know it here
+        trial = dumps(error)
+        loads(trial)  # many exceptions pickle but cannot be rebuilt: better to know it here
+        pickled: bytes | None = trial
     except Exception:
         pickled = None
     return msgspec.msgpack.encode(Failure(name, text, True, pickled, trace))
