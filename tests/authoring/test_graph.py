@@ -164,13 +164,14 @@ def test_arguments_without_nodes_are_not_copied_and_may_contain_themselves() -> 
     assert back is same and back[1] is back
 
 
-def test_the_version_follows_what_needs_new_replicas() -> None:
+def test_the_version_follows_what_replicas_must_see() -> None:
     def version(bound: Application[Any]) -> str:
         return build(bound).deployments[-1].version
 
     first = version(Leaf.bind(1))
     assert first and first == version(Leaf.bind(1))
-    assert first == version(Leaf.options(num_replicas=3, max_ongoing_requests=9).bind(1))
+    assert first == version(Leaf.options(num_replicas=3, max_queued_requests=9).bind(1))
+    assert first != version(Leaf.options(max_ongoing_requests=9).bind(1))
     assert first != version(Leaf.bind(2))
     assert first != version(Leaf.options(max_threads=2).bind(1))
     assert first != version(Tree.bind(1))

@@ -201,12 +201,16 @@ def test_the_later_place_wins_between_fixed_and_scaled() -> None:
     assert fixed.num_replicas == 2 and fixed.autoscaling_config is None
 
 
-def test_only_what_needs_new_replicas_is_part_of_a_version() -> None:
+def test_only_what_replicas_must_see_is_part_of_a_version() -> None:
     assert restart_options(DeploymentOptions()) == {}
-    soft = deployment_options({"num_replicas": 4, "max_ongoing_requests": 9, "user_config": {"a": 1}})
+    soft = deployment_options({"num_replicas": 4, "max_queued_requests": 9})
     assert restart_options(soft) == {}
-    hard = deployment_options({"max_threads": 2, "ray_actor_options": {"num_cpus": 2}})
-    assert restart_options(hard) == {"max_threads": 2, "ray_actor_options": {"num_cpus": 2.0}}
+    hard = deployment_options({"max_threads": 2, "ray_actor_options": {"num_cpus": 2}, "user_config": {"a": 1}})
+    assert restart_options(hard) == {
+        "max_threads": 2,
+        "ray_actor_options": {"num_cpus": 2.0},
+        "user_config": {"a": 1},
+    }
 
 
 @given(st.integers())

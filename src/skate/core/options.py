@@ -452,13 +452,14 @@ def _groups_without_effect(path: str, group: msgspec.Struct) -> Iterator[str]:
 
 
 def restart_options(options: DeploymentOptions) -> dict[str, Any]:
-    """Options that differ from their default and whose change needs new replicas, as plain data (part of a version).
+    """Options that differ from their default and whose change replicas must see, as plain data (part of a version).
 
-    Defaults are left out, so that an option added to Skate later changes no version.
+    In this version a replica sees a changed option by being started anew, also where the declaration says that
+    ``reconfigure`` would do. Defaults are left out, so that an option added to Skate later changes no version.
     """
     declared = options_of(DeploymentOptions)
     plain: dict[str, Any] = msgspec.to_builtins(options)
-    return {name: plain[name] for name in sorted(plain) if declared[name].change == "restart"}
+    return {name: plain[name] for name in sorted(plain) if declared[name].change != "nothing"}
 
 
 # -- the options of an instance, and of an application ----------------------------------------------
