@@ -143,8 +143,8 @@ LATER: list[dict[str, Any]] = [
     {"deployment_actors": [{"name": "x", "actor_class": "a:b"}]},
     {"request_router_config": {"request_router_class": "a:b"}},
     {"logging_config": {"encoding": "JSON"}},
-    {"rolling_update_percentage": 0.5},
-    {"max_surge_percent": 10},
+    {"health_check_period_s": 5},
+    {"health_check_timeout_s": 5},
     {"ray_actor_options": {"runtime_env": {"pip": ["numpy"]}}},
     {"ray_actor_options": {"accelerator_type": "H100"}},
 ]
@@ -163,7 +163,7 @@ def test_options_without_effect_say_so_once(options: dict[str, Any]) -> None:
 
 def test_several_options_without_effect_are_one_warning() -> None:
     with pytest.warns(NotYetWarning) as seen:
-        deployment_options({"max_surge_percent": 1, "rolling_update_percentage": 0.1})
+        deployment_options({"health_check_timeout_s": 1, "health_check_period_s": 0.1})
     assert len(seen) == 1
 
 
@@ -171,7 +171,7 @@ NOW: list[dict[str, Any]] = [
     {"num_replicas": 3, "max_ongoing_requests": 100, "max_queued_requests": 7, "name": "m"},
     {"user_config": {"a": [1, 2.5, None, "x", True]}},
     {"backpressure_config": {"status_code": 429, "retry_after_s": 1.5}},
-    {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 0, "health_check_period_s": 1},
+    {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 0, "max_surge_percent": 1},
     {"ray_actor_options": {"num_cpus": 0.5, "num_gpus": 1, "memory": 1e9, "resources": {"tpu": 1}}},
     {"ray_actor_options": {"runtime_env": {"env_vars": {"A": "b"}}}},
     {"max_threads": 4, "max_constructor_retry_count": 1, "num_replicas": None},
@@ -226,12 +226,12 @@ def test_bounds_of_whole_numbers_hold(value: int) -> None:
 
 @given(st.floats() | st.integers())
 def test_bounds_of_seconds_hold(value: float) -> None:
-    positive = "health_check_period_s"
-    if math.isfinite(value) and 0 < value < 1e300:
-        assert getattr(deployment_options({positive: value}), positive) == float(value)
-    elif not math.isfinite(value) or value <= 0:
-        with pytest.raises(OptionError, match=positive):
-            deployment_options({positive: value})
+    grace = "graceful_shutdown_timeout_s"
+    if math.isfinite(value) and 0 <= value < 1e300:
+        assert getattr(deployment_options({grace: value}), grace) == float(value)
+    elif not math.isfinite(value) or value < 0:
+        with pytest.raises(OptionError, match=grace):
+            deployment_options({grace: value})
 
 
 ANYTHING = st.recursive(

@@ -48,7 +48,9 @@ def test_every_id_is_printable_and_bounded(sent: bytes) -> None:
     assert " " not in taken
 
 
-@pytest.mark.parametrize(("sent", "seconds"), [(b"2.5", 2.5), (b"0", None), (b"-1", None), (b"inf", None), (b"1e3", 1e3)])
+@pytest.mark.parametrize(
+    ("sent", "seconds"), [(b"2.5", 2.5), (b"0", None), (b"-1", None), (b"inf", None), (b"1e3", 1e3)]
+)
 def test_the_client_sets_its_own_limit(sent: bytes, seconds: float | None) -> None:
     assert read_headers([(b"x-request-timeout-seconds", sent)], 9.0, "1.1").timeout_s == seconds
 

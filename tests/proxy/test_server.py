@@ -82,7 +82,9 @@ def test_requests_of_all_kinds() -> None:
 def test_a_length_that_the_application_got_wrong_does_not_reach_the_next_answer() -> None:
     async def test() -> None:
         async def wrong(exchange: Exchange) -> None:
-            exchange.reply_http(ReplyHead(200, [(b"content-length", b"3"), (b"transfer-encoding", b"chunked")]), b"abcdef")
+            exchange.reply_http(
+                ReplyHead(200, [(b"content-length", b"3"), (b"transfer-encoding", b"chunked")]), b"abcdef"
+            )
 
         async def short(exchange: Exchange) -> None:
             await exchange.start_http(ReplyHead(200, [(b"content-length", b"9")]), b"abc")
@@ -246,6 +248,28 @@ def test_the_end_waits_for_requests_in_flight() -> None:
                 await until(lambda: made.replicas["/"].exchanges)
                 asyncio.get_running_loop().call_later(0.05, go.set)
             assert (await request).text == "late"
+
+    run(test())
+
+
+def test_a_stream_goes_on_while_the_server_ends() -> None:
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def pieces(exchange: Exchange) -> None:
+            await exchange.start_http(ReplyHead(200, [TEXT]), b"0")
+            await go.wait()
+            for number in range(1, 4):
+                await exchange.send(b"%d" % number)
+                await asyncio.sleep(0.01)
+            exchange.end()
+
+        async with client(0) as web:
+            async with served({"/": pieces}) as (made, port):
+                request = asyncio.ensure_future(web.get(f"http://127.0.0.1:{port}/"))
+                await until(lambda: made.replicas["/"].exchanges)
+                asyncio.get_running_loop().call_later(0.05, go.set)
+            assert (await request).text == "0123"
 
     run(test())
 

@@ -6,7 +6,6 @@ application is read from whole statuses, whoever caused them. Whatever the momen
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from skate.cli.screen import Screen, addresses, summary
 from skate.controlplane import instance as instances
 from skate.controlplane.instance import Instance
 from skate.core.clock import Clock
-from skate.core.errors import DeployError, NotFoundError, NotRunningError
+from skate.core.errors import DeployError, NotFoundError, NotRunningError, SkateError
 from skate.core.specs import ApplicationStatus, AppSpec, ServeStatus
 from skate.dataplane import caller as callers
 from skate.engine.runtime_dir import running_pid
@@ -94,22 +93,27 @@ class Source(Protocol):
 class Foreground:
     """One ``skate run``."""
 
-    def __init__(self, source: Source, start: Start, screen: Screen, clock: Clock) -> None:
+    def __init__(self, source: Source, start: Start, screen: Screen, clock: Clock, note: str = "") -> None:
+        """``note``: what to add if an instance is running already."""
         self._source = source
         self._start = start
         self._screen = screen
         self._clock = clock
+        self._note = note
         self._inbox: Inbox[Event] = Inbox()
         self._spec: AppSpec | None = None
         self._instance: Instance | None = None
         self._following: Future[None] | None = None
         self._worker: threading.Thread | None = None
-        self._stale = False  # the code has changed while it was being deployed
+        self._busy = False  # a thread is at work, until it has posted Deployed or Failed
+        self._waiting: tuple[str, ...] = ()  # files that have changed meanwhile
+        self._latest = ServeStatus()
         self._deployed_at: float | None = None
         self._began = 0.0
         self._reached: str | None = None  # RUNNING or DEPLOY_FAILED, once this deployment got there
         self._ran = False
         self._over: str | None = None  # why it ends
+        self._broke = False
 
     def run(self) -> int:
         """Blocks until the end; the exit code. Raises what kept the application from its first start."""
@@ -124,6 +128,8 @@ class Foreground:
                     self._end()
         finally:
             self._inbox.close()
+        if self._broke:
+            raise NotRunningError("the instance broke down; its messages are above")
         return 0 if self._ran or not self._inbox.interrupted else INTERRUPTED_CODE
 
     # -- the one thread that decides ----------------------------------------------------------------
@@ -143,30 +149,35 @@ class Foreground:
         match event:
             case Started(instance, new):
                 self._instance = instance
-                self._following = callers.io_thread().submit(_follow(instance, self._inbox))
+                self._following = callers.io_thread().submit(_follow(instance, self._inbox, self._clock))
                 if not new:
-                    self._screen.line("An instance is running already; the application joins it.")
+                    self._screen.line(f"An instance is running already; the application joins it.{self._note}")
             case Deployed(at):
                 self._deployed_at = at
+                self._idle()
+                self._look(self._latest)
             case Seen(status):
+                self._latest = status
+                self._screen.show(status, self._clock.now())
                 self._look(status)
             case Failed(error):
+                self._idle()
                 self._failed(error)
             case Changed(files):
                 self._reload(files)
             case Gone():
-                self._over = "the instance was ended by someone else"
+                launched = self._instance.launched if self._instance is not None else None
+                self._broke = launched is not None and bool(launched.exit_code)
+                self._over = "the instance has ended" if self._broke else "the instance was ended by someone else"
 
     def _look(self, status: ServeStatus) -> None:
-        now = self._clock.now()
-        self._screen.show(status, now)
-        if self._deployed_at is None or self._spec is None:
-            return
+        assert self._spec is not None
         app = status.applications.get(self._spec.name)
         if app is None:
-            self._over = f"application {self._spec.name} was deleted by someone else"
-        elif app.last_deployed_time_s >= self._deployed_at and self._reached is None:
-            self._reach(status, app, now)
+            if self._ran:
+                self._over = f"application {self._spec.name} was deleted by someone else"
+        elif self._deployed_at is not None and self._reached is None and app.last_deployed_time_s >= self._deployed_at:
+            self._reach(status, app, self._clock.now())
 
     def _reach(self, status: ServeStatus, app: ApplicationStatus, now: float) -> None:
         if app.status == "RUNNING":
@@ -187,7 +198,15 @@ class Foreground:
 
     # -- what takes time ----------------------------------------------------------------------------
 
+    def _idle(self) -> None:
+        self._busy = False
+        if self._waiting:
+            files, self._waiting = self._waiting, ()
+            self._inbox.post(Changed(files))
+
     def _work(self, task: Callable[[], None]) -> None:
+        self._busy = True
+
         def work() -> None:
             try:
                 task()
@@ -207,20 +226,13 @@ class Foreground:
 
     def _reload(self, files: tuple[str, ...]) -> None:
         instance = self._instance
-        if instance is None or (self._worker is not None and self._worker.is_alive()):
-            self._stale = True
+        if instance is None or self._busy:
+            self._waiting = files
             return
         named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         self._screen.line(f"{named} changed, loading again")
         self._began, self._deployed_at, self._reached = self._clock.now(), None, None
-
-        def load_and_deploy() -> None:
-            self._deploy(instance, self._source.load())
-            if self._stale:
-                self._stale = False
-                self._inbox.post(Changed(("more files",)))
-
-        self._work(load_and_deploy)
+        self._work(lambda: self._deploy(instance, self._source.load()))
 
     # -- the end ------------------------------------------------------------------------------------
 
@@ -252,7 +264,7 @@ async def _deploy(instance: Instance, spec: AppSpec) -> float:
     return app.last_deployed_time_s if app is not None else 0.0
 
 
-async def _follow(instance: Instance, inbox: Inbox[Event]) -> None:
+async def _follow(instance: Instance, inbox: Inbox[Event], clock: Clock) -> None:
     """Posts every status, over as many controllers as it takes, until the instance is gone."""
     tries = 0
     while tries < FOLLOW_TRIES_MAX:
@@ -260,12 +272,12 @@ async def _follow(instance: Instance, inbox: Inbox[Event]) -> None:
             async for status in (await instance.client()).watch_status():
                 tries = 0
                 inbox.post(Seen(status), latest=True)
-        except NotRunningError:
+        except (SkateError, OSError):
             pass
         if running_pid(instance.runtime_dir) is None:
             break
         tries += 1
-        await asyncio.sleep(FOLLOW_AGAIN_S)
+        await clock.sleep(FOLLOW_AGAIN_S)
     inbox.post(Gone())
 
 

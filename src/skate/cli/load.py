@@ -42,8 +42,8 @@ def application(path: str, arguments: Mapping[str, str], app_dir: str = ".") -> 
         )
     if inspect.isclass(found) or not callable(found):
         raise ImportPathError(
-            f"{path} is {_kind(found)}, no application; it must lead to what .bind(...) of a deployment returns, or to a "
-            "function that returns that"
+            f"{path} is {_kind(found)}, no application; it must lead to what .bind(...) of a deployment returns, or to "
+            "a function that returns that"
         )
     return _built(found, arguments, path)
 
@@ -80,8 +80,8 @@ def _module(name: str, path: str, app_dir: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise ImportPathError(
-                f"there is no module {error.name!r} in {os.path.abspath(app_dir)} or on Python's import path; go to the "
-                "directory that holds it, or name that with --app-dir"
+                f"there is no module {error.name!r} in {os.path.abspath(app_dir)} or on Python's import path; go to "
+                "the directory that holds it, or name that with --app-dir"
             ) from error
         raise ImportPathError(f"module {name!r} does not import: {one_line(error)}{place(error)}") from error
     except SystemExit as error:
@@ -143,7 +143,9 @@ def _parameter_type(builder: Callable[..., Any], path: str) -> Any:
     try:
         annotation = typing.get_type_hints(builder).get(name, dict)
     except Exception as error:
-        raise ImportPathError(f"the annotation of {name!r} in the builder {path} is wrong: {one_line(error)}") from error
+        raise ImportPathError(
+            f"the annotation of {name!r} in the builder {path} is wrong: {one_line(error)}"
+        ) from error
     origin = typing.get_origin(annotation) or annotation
     return dict if origin in (Any, dict, Mapping) or isinstance(origin, str) else annotation
 

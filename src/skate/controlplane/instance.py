@@ -159,6 +159,9 @@ class Instance:
 
     def leave(self) -> None:
         """Lets go of the instance; one that this process started ends with it."""
+        client, self._client = self._client, None
+        if client is not None:
+            callers.io_thread().loop.call_soon_threadsafe(client.peer.close)
         callers.stop()
         launched, self.launched = self.launched, None
         if launched is not None:

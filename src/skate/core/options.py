@@ -272,10 +272,10 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         float, Option(number(0), "Accepted and not needed: a replica ends when its last request does.", "s")
     ] = 2.0
     health_check_period_s: A[
-        float, Option(number(0, above=True), "How often a replica must show that it lives.", "s")
+        float, Option(number(0, above=True), "How often a replica must show that it lives.", "s", since="later")
     ] = 10.0
     health_check_timeout_s: A[
-        float, Option(number(0, above=True), "Silent for this long, a replica is replaced.", "s")
+        float, Option(number(0, above=True), "Silent for this long, a replica is replaced.", "s", since="later")
     ] = 30.0
     max_constructor_retry_count: A[
         int, Option(whole(1), "Failed starts after which the deployment is given up.", "starts")
@@ -322,10 +322,10 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         LoggingConfig | None, Option(struct(LoggingConfig, none=True), "Logs.", change="reconfigure", since="later")
     ] = None
     rolling_update_percentage: A[
-        float, Option(number(0, 1, above=True), "Share of replicas replaced at a time.", since="later")
+        float, Option(number(0, 1, above=True), "Share of replicas replaced at a time.")
     ] = 0.2
     max_surge_percent: A[
-        int, Option(whole(0, 100), "Replicas above the wanted number during an update.", "%", since="later")
+        int, Option(whole(0, 100), "Replicas above the wanted number during an update.", "%")
     ] = 0
 
     @property

@@ -20,7 +20,7 @@ from skate.dataplane.wire.head import CallHead, ReplyHead, decode_reply, encode_
 if TYPE_CHECKING:
     from skate.dataplane.router import Lane, Link, Router
 
-ATTEMPTS_MAX = 16  # times one call is sent before it fails: bounds what a flapping replica can cost
+LOSSES_MAX = 16  # replicas that may die under one call before it began, until it fails: bounds what flapping costs
 
 
 class Call:
@@ -28,7 +28,6 @@ class Call:
 
     __slots__ = (
         "accepted_at",
-        "attempts",
         "body",
         "complete",
         "context",
@@ -38,6 +37,7 @@ class Call:
         "head",
         "lane",
         "link",
+        "losses",
         "more",
         "outcome",
         "queued",
@@ -61,7 +61,7 @@ class Call:
         self.accepted_at = 0.0
         self.sent_at = 0.0
         self.ended_at = 0.0
-        self.attempts = 0
+        self.losses = 0  # times its replica died before it had started
         self.started = False
         self.outcome: Outcome | None = None
         self.router: Router | None = None

@@ -8,7 +8,9 @@ elsewhere the loop is reached by ``call_soon_threadsafe``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any, Generic, NoReturn, TypeVar
@@ -74,13 +76,17 @@ class _StreamCall(Call):
 
     def __init__(self, key: str, head: CallHead, deadline: float | None, response: ResponseStream[Any]) -> None:
         super().__init__(key, head, deadline)
-        self.response = response
+        self.response = weakref.ref(response)  # a stream that nobody can read any more is cancelled
 
     def on_chunk(self, data: bytes) -> None:
-        self.response._arrived(data)
+        response = self.response()
+        if response is not None:
+            response._arrived(data)
 
     def on_end(self, error: BaseException | None) -> None:
-        self.response._finish(error)
+        response = self.response()
+        if response is not None:
+            response._finish(error)
 
 
 class _Answer:
@@ -242,7 +248,7 @@ class ResponseStream(_Answer, Generic[R]):
     The callee is held back when the items are not taken: about a megabyte waits here, the rest is not made yet.
     """
 
-    __slots__ = ("_items", "_taken")
+    __slots__ = ("__weakref__", "_items", "_taken")
 
     def __init__(self, caller: Caller, request_id: str) -> None:
         super().__init__(caller, request_id)
@@ -329,6 +335,12 @@ class ResponseStream(_Answer, Generic[R]):
     def result(self, *, timeout_s: float | None = None) -> NoReturn:
         """A stream has no single result; always raises StreamMismatchError."""
         raise StreamMismatchError("a stream has no single result: iterate it, or call without stream=True")
+
+    def __del__(self) -> None:
+        call = self._call
+        if call is not None and not self._done:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: so is the call
+                self._caller.loop.call_soon_threadsafe(call.cancel, "its stream was dropped before the end")
 
     async def resolve(self) -> NoReturn:
         raise CodeError("a stream cannot be an argument of another call: collect its items first")
@@ -443,14 +455,22 @@ class DeploymentHandle(Generic[T]):
         answer._on_loop(self._submit, answer, under, body)
         return answer
 
-    def _submit(self, answer: Any, under: context.RequestContext | None, body: bytes) -> None:
-        if answer._done:  # cancelled while its arguments were resolved
-            return
-        caller = answer._caller
+    def _deadline(self, caller: Caller, under: context.RequestContext | None) -> float | None:
+        """The nearer of the request's deadline and our own."""
         deadline = under.deadline if under is not None else None
         if self._timeout_s is not None:
             own = caller.router.clock.now() + self._timeout_s
             deadline = own if deadline is None or own < deadline else deadline
+        return deadline
+
+    def _submit(
+        self, answer: Any, under: context.RequestContext | None, body: bytes, deadline: float | None = None
+    ) -> None:
+        if answer._done:  # cancelled while its arguments were resolved
+            return
+        caller = answer._caller
+        if deadline is None:
+            deadline = self._deadline(caller, under)
         head = CallHead(PYTHON, self._method, answer._request_id, None, self._stream, self._app)
         make: Any = _StreamCall if self._stream else _UnaryCall
         call = make(f"{self._app}/{self._deployment}", head, deadline, answer)
@@ -467,14 +487,20 @@ class DeploymentHandle(Generic[T]):
     async def _resolve(
         self, answer: Any, under: context.RequestContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        caller = answer._caller
+        deadline = self._deadline(caller, under)
+        left = None if deadline is None else max(0.0, deadline - caller.router.clock.now())
         try:
-            values = tuple([await _resolved(value) for value in args])
-            named = {name: await _resolved(value) for name, value in kwargs.items()}
-            self._submit(answer, under, dumps((values, named)))
+            async with asyncio.timeout(left) as limit:
+                values = tuple([await _resolved(value) for value in args])
+                named = {name: await _resolved(value) for name, value in kwargs.items()}
+            self._submit(answer, under, dumps((values, named)), deadline)
         except asyncio.CancelledError:
             answer._failed(RequestCancelledError(f"request {answer.request_id} was cancelled while its arguments were awaited"))
             raise
         except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                error = CallTimeoutError(f"request {answer.request_id} timed out while its arguments were awaited")
             answer._failed(error)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from skate.core.errors import (
     SkateError,
 )
 from skate.core.specs import DeploymentTarget, ReplicaTarget, Route, Snapshot
-from skate.dataplane.call import ATTEMPTS_MAX, Call
+from skate.dataplane.call import LOSSES_MAX, Call
 from skate.dataplane.ledger import Ledger, Outcome
 from skate.dataplane.routing.admission import may_queue, refusal
 from skate.dataplane.routing.choice import two_choices
@@ -33,6 +33,7 @@ from skate.dataplane.transport.peers import Peer, connect
 logger = logging.getLogger("skate.router")
 
 CONNECT_BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach a replica that the snapshot names
+LOAD_FRESH_S = 0.1  # after this silence what a replica said of its load (mostly other routers' calls) is forgotten
 EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
 
 
@@ -58,9 +59,12 @@ class Link:
             and (self.granted > 0 or (not self.blocked and self.in_flight < self.lane.target.max_ongoing_requests))
         )
 
-    def load(self) -> int:
+    def load(self, now: float) -> int:
+        """Calls in hand there: what it last said, as long as that is fresh, and at least our own."""
         peer = self.peer
-        return self.in_flight if peer is None or peer.load < self.in_flight else peer.load
+        if peer is None or peer.load < self.in_flight or now - peer.heard_at > LOAD_FRESH_S:
+            return self.in_flight
+        return peer.load
 
     def close(self) -> None:
         if self.task is not None:
@@ -167,8 +171,8 @@ class Lane:
             return None
         if len(free) == 1:
             return free[0]
-        chance = self.router.chance
-        return free[two_choices([link.load() for link in free], chance(), chance())]
+        chance, now = self.router.chance, self.router.loop.time()
+        return free[two_choices([link.load(now) for link in free], chance(), chance())]
 
     def _send(self, call: Call, link: Link) -> None:
         peer = link.peer
@@ -179,7 +183,6 @@ class Lane:
         now = self.router.clock.now()
         call.link = link
         call.sent_at = now
-        call.attempts += 1
         link.in_flight += 1
         call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, granted)
         if call.more:
@@ -190,10 +193,6 @@ class Lane:
 
     def _take_back(self, call: Call) -> None:
         """The call is in the queue again, at the place that its arrival gives it."""
-        if call.attempts >= ATTEMPTS_MAX:
-            text = f"request {call.request_id} to {self.target.key!r} was sent {call.attempts} times and never started"
-            call.end(Outcome.LOST, ReplicaDiedError(text + "; its replicas keep dying or leaving"))
-            return
         passed: list[Call] = []
         while self.waiting and self.waiting[0].sequence < call.sequence:
             passed.append(self.waiting.popleft())
@@ -238,6 +237,11 @@ class Lane:
         if call.started:
             text = f"replica {link.target.id} died while it had request {call.request_id} in hand"
             call.end(Outcome.LOST, ReplicaDiedError(text + "; it may or may not have been executed"))
+            return
+        call.losses += 1
+        if call.losses >= LOSSES_MAX:
+            text = f"request {call.request_id} to {self.target.key!r} lost {call.losses} replicas before it started"
+            call.end(Outcome.LOST, ReplicaDiedError(text + "; its replicas keep dying"))
             return
         self._take_back(call)
 

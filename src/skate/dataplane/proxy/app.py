@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -73,13 +74,13 @@ class Proxy:
         self.table = RouteTable(routes, self.root_path)
         self.ready = self.ready or bool(routes)
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Any, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """ASGI. No coroutine of its own: each one on the way costs every resumption."""
         if scope["type"] == "http":
-            await self._serve(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await serve_websocket(self, scope, receive, send)
-        else:
-            raise ValueError(f"the proxy has no use for ASGI scope type {scope['type']!r}")
+            return self._serve(scope, receive, send)
+        if scope["type"] == "websocket":
+            return serve_websocket(self, scope, receive, send)
+        raise ValueError(f"the proxy has no use for ASGI scope type {scope['type']!r}")
 
     # -- the way of a request -------------------------------------------------------------------
 

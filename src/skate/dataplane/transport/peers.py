@@ -66,6 +66,7 @@ class Peer(Framed):
         super().__init__("caller", name)
         self.sinks: dict[int, CallSink] = {}
         self.load = 0  # calls the callee had in hand when it last spoke
+        self.heard_at = 0.0  # when that was, on the loop's clock
         self.on_ready: Callable[[int], None] | None = None
         self.on_lost: Callable[[Peer], None] | None = None
 
@@ -111,8 +112,9 @@ class Peer(Framed):
 
     def on_frames(self, frames: list[Frame]) -> None:
         sinks = self.sinks
-        for kind, call, flags, load, body in frames:
-            self.load = load
+        self.load = frames[-1][3]
+        self.heard_at = self.loop.time()
+        for kind, call, flags, _, body in frames:
             if kind == CHUNK:
                 last = bool(flags & LAST)
                 sink = sinks.pop(call, None) if last else sinks.get(call)

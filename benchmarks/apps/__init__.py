@@ -1,0 +1,1 @@
+"""What is measured: scripts and deployments as a user would write them."""

@@ -1,0 +1,1 @@
+"""One file for each group of figures. Each gives ``Figure`` values and every round behind them."""

@@ -1,0 +1,73 @@
+"""Writes docs/options.md from the declarations in ``skate.core.options``: ``python -m docs.reference``.
+
+A test compares the page with what this makes, so it cannot fall behind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from skate.core.checks import Option, options_of
+from skate.core.options import HTTP_OPTIONS, AutoscalingConfig, BackpressureConfig, DeploymentOptions, RayActorOptions
+from skate.core.specs import HttpOptions
+
+PAGE = Path(__file__).with_name("options.md")
+HEAD = "| option | default | takes | meaning | a change |\n|---|---|---|---|---|"
+INTRO = """# Options
+
+Made from the declarations in `src/skate/core/options.py` by `python -m docs.reference`; do not edit by hand.
+
+Names and defaults are Ray Serve's. *Later* means: the value is checked and has no effect in this version; using it gives
+one `NotYetWarning`. An unknown name is an `OptionError` that names the nearest right one.
+"""
+
+
+def row(name: str, option: Option, default: Any) -> str:
+    """One line of a table."""
+    meaning = option.about + (" *Later.*" if option.since == "later" else "")
+    takes = option.check.bounds + (f" ({option.unit})" if option.unit else "")
+    cells = (f"`{name}`", f"`{_plain(default)}`", takes, meaning, _CHANGE[option.change])
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+_CHANGE = {"restart": "starts new replicas", "reconfigure": "starts new replicas", "nothing": "touches no replica"}
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value) if isinstance(value, msgspec.Struct) else value
+
+
+def table(kind: type[msgspec.Struct]) -> str:
+    """The options of one group."""
+    rows = [row(name, option, option.default) for name, option in options_of(kind).items()]
+    return "\n".join((HEAD, *rows))
+
+
+def page() -> str:
+    """The whole page."""
+    http = "\n".join((HEAD, *(row(name, option, getattr(HttpOptions(), name)) for name, option in HTTP_OPTIONS.items())))
+    parts = (
+        INTRO,
+        "## `@serve.deployment(...)` and `.options(...)`\n",
+        table(DeploymentOptions),
+        "\n## `backpressure_config`\n",
+        table(BackpressureConfig),
+        "\n## `ray_actor_options`\n",
+        "On one machine these are recorded and never make an application wait.\n",
+        table(RayActorOptions),
+        "\n## `autoscaling_config`\n",
+        table(AutoscalingConfig),
+        "\n## `http_options` of `serve.start`\n",
+        http,
+        "\n## Environment\n",
+        "`SKATE_RUNTIME_DIR` (folder of sockets; default `$XDG_RUNTIME_DIR/skate` or `/tmp/skate-<uid>`), `SKATE_INSTANCE` "
+        "(name of the instance, default `default`), `SKATE_LOG_LEVEL` (default `INFO`).\n",
+    )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
