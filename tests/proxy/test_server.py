@@ -359,7 +359,7 @@ def test_the_entry_serves_until_it_is_told_to_stop_and_reports() -> None:
         life.stopping.set()
         async with asyncio.timeout(LIMIT_S):
             await running
-        with pytest.raises(OSError, match="refused|Connect"):
+        with pytest.raises(OSError, match=r"refused|Connect"):
             await asyncio.open_connection("127.0.0.1", report.port)
         await listener.close()
         await replica.close()

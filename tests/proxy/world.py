@@ -1,4 +1,4 @@
-"""A proxy with everything around it in one loop: a real Router, fake replicas at memory addresses, a hand-held client."""
+"""A proxy with all that is around it, in one loop: a real Router, fake replicas in memory, a hand-held client."""
 
 from __future__ import annotations
 

@@ -125,7 +125,10 @@ class Foreground:
                     self._serve(self._spec)
                 finally:
                     self._screen.settle()
-                    self._end()
+                    try:
+                        self._end()
+                    finally:
+                        self._screen.close()
         finally:
             self._inbox.close()
         if self._broke:

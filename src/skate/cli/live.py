@@ -1,9 +1,14 @@
-"""What a foreground run shows on a terminal while an application starts: a table that moves, then lines.
+"""What a foreground run shows on a terminal: a table that moves while an application starts, then lines.
 
-Law: this is the only module that imports rich, and it is loaded only when a terminal is there to draw on.
+Law: this is the only module that imports rich, and it is loaded only when a terminal is there to draw on. Other
+processes never write to that terminal themselves while the table is on it; what they print comes through a pipe.
 """
 
 from __future__ import annotations
+
+import os
+import sys
+import threading
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,60 +20,119 @@ from skate.core.specs import ApplicationStatus, ServeStatus
 
 PERIOD_S = 0.1
 ROWS_MAX = 24  # one row for each replica up to here, beyond that one for each deployment
+CHUNK = 65_536
+LINE_MAX = 10_000  # bytes; what has no end by then is shown as it is
+LAST_OUTPUT_S = 1.0  # for what is still in the pipe when the instance has ended
 
 
 class LiveTable:
     """Each replica's phase with the seconds it has been in it."""
 
-    period_s: float | None = PERIOD_S
-
     def __init__(self) -> None:
+        self.period_s: float | None = None
+        self.output: int | None = None
         self._console = Console()
         self._lines = Lines()
+        self._lock = threading.RLock()  # the thread that reads what replicas print draws, too
         self._live: Live | None = None
         self._app = ""
         self._began = 0.0
         self._status = ServeStatus()
         self._seen_at = 0.0
+        self._half = b""  # a printed line without its end
+        self._reader: threading.Thread | None = None
+        if sys.stderr.isatty():
+            self._listen()
 
     def begin(self, app: str, now: float) -> None:
         """Draws until ``settle``."""
-        self.settle()
-        self._app, self._began, self._seen_at = app, now, now
-        self._lines.begin(app, now)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._live.start()
-        self.tick(now)
+        with self._lock:
+            self.settle()
+            self._app, self._began, self._seen_at = app, now, now
+            self._lines.begin(app, now)
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+            self.period_s = PERIOD_S
+            self.tick(now)
 
     def show(self, status: ServeStatus, now: float) -> None:
         """Draws it, or after ``settle`` prints what is new."""
-        self._status, self._seen_at = status, now
-        if self._live is None:
-            self._lines.show(status, now)
-        else:
-            self._lines.news(status, now)  # drawn, not printed
-            self.tick(now)
+        with self._lock:
+            self._status, self._seen_at = status, now
+            if self._live is None:
+                self._lines.show(status, now)
+            else:
+                self._lines.news(status, now)  # drawn, not printed
+                self.tick(now)
 
     def tick(self, now: float) -> None:
         """Lets the seconds run."""
-        if self._live is not None:
-            self._live.update(self._drawing(now), refresh=True)
+        with self._lock:
+            if self._live is not None:
+                self._live.update(self._drawing(now), refresh=True)
 
     def settle(self) -> None:
         """The table goes; lines follow."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-            self.period_s = None
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+                self.period_s = None
+                self._write(self._half)
+                self._half = b""
 
     def line(self, text: str) -> None:
         """Above the table, if there is one."""
-        self._lines.line(text) if self._live is None else self._console.print(Text.from_ansi(text))
+        with self._lock:
+            if self._live is None:
+                self._lines.line(text)
+            else:
+                self._console.print(Text.from_ansi(text))
 
     def error(self, text: str) -> None:
         """The table goes first."""
+        with self._lock:
+            self.settle()
+            self._lines.error(text)
+
+    # -- what others print --------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        reading, self.output = os.pipe()
+        self._reader = threading.Thread(target=self._pass_on, args=(reading,), name="skate-output", daemon=True)
+        self._reader.start()
+
+    def _pass_on(self, reading: int) -> None:
+        with open(reading, "rb", buffering=0) as file:
+            while data := file.read(CHUNK):
+                with self._lock:
+                    self._printed(data)
+
+    def _printed(self, data: bytes) -> None:
+        if self._live is None:
+            self._write(data)
+            return
+        *lines, self._half = (self._half + data).split(b"\n")
+        if len(self._half) > LINE_MAX:
+            lines.append(self._half)
+            self._half = b""
+        for line in lines:
+            last = line.rstrip(b"\r").rpartition(b"\r")[2]  # of a progress bar the state at its end
+            self._console.print(Text.from_ansi(last.decode(errors="replace")), soft_wrap=True)
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Shows the last words of an instance that has ended."""
         self.settle()
-        self._lines.error(text)
+        if self.output is not None and self._reader is not None:
+            os.close(self.output)
+            self.output = None
+            self._reader.join(LAST_OUTPUT_S)
 
     # -- drawing ------------------------------------------------------------------------------------
 
@@ -76,7 +140,7 @@ class LiveTable:
         app = self._status.applications.get(self._app)
         where = url(self._status, app) if app is not None else None
         head = Text.assemble(
-            ("Starting ", "bold"), (self._app, "bold"), f"  {where or ''}  ", (duration(now - self._began), "dim")
+            (f"Starting {self._app}", "bold"), f"  {where or ''}  ", (duration(now - self._began), "dim")
         )
         if app is None:
             return Group(head)

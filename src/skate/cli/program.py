@@ -123,8 +123,9 @@ def run(
     """
     recipe = reload.Recipe(import_path, _pairs(arguments), name, route_prefix, app_dir)
     source: Source = reload.Fresh(recipe, _is_verbose()) if reloads else reload.Once(recipe)
-    start = _starter(given, detached=False)
-    code = Foreground(source, start, _screen(), SystemClock(), _unused()).run()
+    screen = _screen()
+    start = _starter(given, detached=False, output=screen.output)
+    code = Foreground(source, start, screen, SystemClock(), _unused()).run()
     click.get_current_context().exit(code)
 
 
@@ -166,9 +167,13 @@ def _pairs(words: tuple[str, ...]) -> Mapping[str, str]:
     return pairs
 
 
-def _starter(given: Mapping[str, Any], *, detached: bool) -> Callable[[], tuple[instances.Instance, bool]]:
+def _starter(
+    given: Mapping[str, Any], *, detached: bool, output: int | None = None
+) -> Callable[[], tuple[instances.Instance, bool]]:
     http = HttpOptions(**check_http_options({"host": given["host"], "port": given["port"]}))
-    return partial(instances.start, http, proxies=given["proxies"], preload=given["preload"], detached=detached)
+    return partial(
+        instances.start, http, proxies=given["proxies"], preload=given["preload"], detached=detached, output=output
+    )
 
 
 def _unused() -> str:

@@ -26,6 +26,7 @@ class Screen(Protocol):
     """Where a foreground run shows what happens to one application."""
 
     period_s: float | None  # how often it wants to be told the time; None: never
+    output: int | None  # where processes shall print; None: where this one does
 
     def begin(self, app: str, now: float) -> None:
         """The application is about to start, or to start again."""
@@ -45,13 +46,16 @@ class Screen(Protocol):
     def error(self, text: str) -> None:
         """An error that does not end the run."""
 
+    def close(self) -> None:
+        """The instance has ended."""
+
 
 class Lines:
     """One line for each change of a replica."""
 
-    period_s: float | None = None
-
     def __init__(self) -> None:
+        self.period_s: float | None = None
+        self.output: int | None = None
         self._app = ""
         self._phases: dict[str, str] = {}
         self._first_seen: dict[str, float] = {}
@@ -105,6 +109,9 @@ class Lines:
 
     def error(self, text: str) -> None:
         click.echo(error_line(shortened(text)), err=True)
+
+    def close(self) -> None:
+        """Every line is out."""
 
 
 # -- words --------------------------------------------------------------------------------------------

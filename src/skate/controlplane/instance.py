@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -203,7 +204,14 @@ def _wait_gone(runtime_dir: str, timeout_s: float) -> None:
         threading.Event().wait(POLL_S)
 
 
-def _start(http: HttpOptions | None, proxies: int, preload: tuple[str, ...], detached: bool, runtime_dir: str) -> Instance:
+def _start(
+    http: HttpOptions | None,
+    proxies: int,
+    preload: tuple[str, ...],
+    detached: bool,
+    output: int | None,
+    runtime_dir: str,
+) -> Instance:
     if http is not None:
         check_port(http)
     address = f"unix:{os.path.join(runtime_dir, 'controller.sock')}"
@@ -211,7 +219,15 @@ def _start(http: HttpOptions | None, proxies: int, preload: tuple[str, ...], det
     controller = ProcessSpec(
         "controller", "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
     )
-    launched = launch(runtime_dir, controller, modules=MODULES, preload=preload, detached=detached)
+    launched = launch(
+        runtime_dir,
+        controller,
+        modules=MODULES,
+        preload=preload,
+        sys_path=tuple(map(os.path.abspath, sys.path)) if preload else (),
+        detached=detached,
+        output=output,
+    )
     return Instance(address, launched, runtime_dir)
 
 
@@ -266,9 +282,11 @@ def start(
     proxies: int = 1,
     preload: tuple[str, ...] = (),
     detached: bool = False,
+    output: int | None = None,
 ) -> tuple[Instance, bool]:
     """The running instance, or a new one. The flag says whether it is new.
 
+    ``output``: a descriptor for what the processes of a new one print; None: where this process prints.
     Raises AddressInUseError, OptionError for an unknown engine, ContextError inside a replica's process.
     """
     global _mine, _inline_count
@@ -283,7 +301,7 @@ def start(
             _mine = Instance(f"memory:controller-{name}", None, name)
             _mine.begin_inline(http)
         elif engine == "process":
-            _mine = _launch(http, proxies, preload, detached)
+            _mine = _launch(http, proxies, preload, detached, output)
         else:
             raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
         instance = _mine
@@ -297,10 +315,12 @@ def start(
     return instance, True
 
 
-def _launch(http: HttpOptions | None, proxies: int, preload: tuple[str, ...], detached: bool) -> Instance:
+def _launch(
+    http: HttpOptions | None, proxies: int, preload: tuple[str, ...], detached: bool, output: int | None
+) -> Instance:
     runtime_dir = environment().runtime_dir
     try:
-        return _start(http, proxies, preload, detached, runtime_dir)
+        return _start(http, proxies, preload, detached, output, runtime_dir)
     except AlreadyRunningError:  # another process was faster, or the last one is still ending
         until = SystemClock().now() + START_TIMEOUT_S
         while SystemClock().now() < until:
@@ -308,7 +328,7 @@ def _launch(http: HttpOptions | None, proxies: int, preload: tuple[str, ...], de
                 return Instance(f"unix:{os.path.join(runtime_dir, 'controller.sock')}", None, runtime_dir)
             threading.Event().wait(POLL_S)
             try:
-                return _start(http, proxies, preload, detached, runtime_dir)
+                return _start(http, proxies, preload, detached, output, runtime_dir)
             except AlreadyRunningError:
                 continue
         raise

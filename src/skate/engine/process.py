@@ -117,11 +117,13 @@ def launch(
     detached: bool = False,
     grace_s: float = 5.0,
     restarts_max: int = 10,
+    output: int | None = None,
 ) -> Launched:
     """Starts an instance: its directory, its supervisor, and through that the controller. Does not wait for them.
 
     ``modules`` (of Skate) and ``preload`` (of the user) are imported once, before replicas are forked; ``grace_s`` is
-    what the processes get when the instance is asked to end. Raises AlreadyRunningError if ``runtime_dir`` is in use.
+    what the processes get when the instance is asked to end. ``output``: a descriptor for what they print, instead of
+    the starter's own (detached: instead of the log). Raises AlreadyRunningError if ``runtime_dir`` is in use.
     """
     claimed = directories.claim(runtime_dir)
     lifeline = None if detached else Lifeline()
@@ -137,7 +139,7 @@ def launch(
             grace_s=grace_s,
             restarts_max=restarts_max,
         )
-        process = _spawn(config)
+        process = _spawn(config, output)
     except BaseException:
         if lifeline is not None:
             lifeline.close_reader()
@@ -150,13 +152,13 @@ def launch(
     return Launched(process, runtime_dir, lifeline)
 
 
-def _spawn(config: SupervisorConfig) -> _Spawned:
+def _spawn(config: SupervisorConfig, output: int | None) -> _Spawned:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-P", "-c", _PROGRAM, root]
     inherited = [fd for fd in (config.lock_fd, config.lifeline_fd) if fd is not None]
-    output = None
-    if config.lifeline_fd is None:
-        output = _open_log(config.runtime_dir)
+    log = None
+    if config.lifeline_fd is None and output is None:
+        output = log = _open_log(config.runtime_dir)
     try:
         with tempfile.TemporaryFile() as file:  # whole before the supervisor runs: it never waits for us
             file.write(msgspec.msgpack.encode(config))
@@ -165,8 +167,8 @@ def _spawn(config: SupervisorConfig) -> _Spawned:
                 command, stdin=file, stdout=output, stderr=output, pass_fds=inherited, start_new_session=True
             )
     finally:
-        if output is not None:
-            os.close(output)
+        if log is not None:
+            os.close(log)
 
 
 def _log_path(runtime_dir: str) -> str:

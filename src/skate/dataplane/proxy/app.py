@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -64,7 +64,7 @@ class Proxy:
         self.ready = False  # an application was there once; stays true while the last one is replaced
         self.draining = False
         self.open: set[Reception] = set()  # requests under way
-        self.sockets: set[Reception] = set()  # WebSockets
+        self.sockets: dict[Reception, asyncio.Task[Any] | None] = {}  # WebSockets and who serves them
         self._unwatched: list[HttpCall] = []
         router.on_routes = self.set_routes
         self.set_routes(router.routes)
@@ -315,7 +315,7 @@ class Proxy:
         return CallHead(kind, "__call__", line.request_id, line.timeout_s, kind != HTTP, mount.app, mount.prefix, http)
 
     @staticmethod
-    def end(calls: set[Reception], reason: str) -> None:
+    def end(calls: Iterable[Reception], reason: str) -> None:
         """Ends calls that may not go on; their clients are told that the service is not available."""
         for call in list(calls):
             call.fail(DeploymentUnavailableError(reason))

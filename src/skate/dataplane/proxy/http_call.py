@@ -73,25 +73,29 @@ class Reception(Call):
 
     async def write(self, send: Send, message: Message) -> bool:
         """Sends, but does not wait for a slow client once the call has failed. False: it has, while this waited."""
-        if self.error is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS_S):
-                    await send(message)
-                    return True
-            return False
         if self.outcome is None:
-            task = self.writer = asyncio.current_task()
-            assert task is not None
-            try:
-                await send(message)
-            except asyncio.CancelledError:
-                if self.error is None or task.uncancel() > 0:
-                    raise  # somebody else wants this task to end
-            finally:
-                self.writer = None
-        else:
+            return await self._write_while_open(send, message)
+        if self.error is None:
             await send(message)
-        return self.error is None
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await send(message)
+                return True
+        return False
+
+    async def _write_while_open(self, send: Send, message: Message) -> bool:
+        task = self.writer = asyncio.current_task()
+        assert task is not None
+        try:
+            await send(message)
+        except asyncio.CancelledError:
+            if self.error is None or task.uncancel() > 0:
+                raise  # somebody else wants this task to end
+            return False
+        finally:
+            self.writer = None
+        return True
 
 
 class HttpCall(Reception):

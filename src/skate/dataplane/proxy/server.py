@@ -35,7 +35,6 @@ from granian.server.embed import Server
 from skate.core.errors import AddressInUseError
 from skate.core.specs import HttpOptions, ProxyConfig, ProxyReport
 from skate.dataplane.proxy.app import DRAINING, Proxy
-from skate.dataplane.proxy.http_call import Reception
 from skate.dataplane.router import Router
 from skate.dataplane.uplink import Uplink
 
@@ -182,8 +181,10 @@ async def drain(proxy: Proxy, server: HttpServer, serving: asyncio.Future[None],
     WebSockets are closed first: they do not end by themselves, and Granian freezes them when it is told to stop.
     """
     proxy.draining = True
+    sockets = [task for task in proxy.sockets.values() if task is not None]
     proxy.end(proxy.sockets, DRAINING)
-    await _empty(proxy.sockets)
+    if sockets:
+        await asyncio.wait(sockets, timeout=CUT_MAX_S)
     server.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
@@ -194,10 +195,3 @@ async def drain(proxy: Proxy, server: HttpServer, serving: asyncio.Future[None],
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_MAX_S):
             await serving
-
-
-async def _empty(calls: set[Reception]) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(CUT_MAX_S):
-            while calls:
-                await asyncio.sleep(0.005)

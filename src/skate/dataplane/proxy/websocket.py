@@ -54,14 +54,14 @@ async def serve_websocket(proxy: Proxy, scope: Any, receive: Receive, send: Send
         await socket.reject(proxy.no_answer(path))
         return
     call = Reception(mount.deployment_key, proxy.call_head(scope, mount, path, line, WEBSOCKET), None)
-    proxy.sockets.add(call)
+    proxy.sockets[call] = asyncio.current_task()
     proxy.router.submit(call, b"", False)
     socket.reader = asyncio.ensure_future(_up(call, receive))
     try:
         await _down(call, socket)
         await socket.finish(call, proxy.options.show_traceback)
     finally:
-        proxy.sockets.discard(call)
+        proxy.sockets.pop(call, None)
         call.cancel(GONE)
         await socket.stop_reading()
 
