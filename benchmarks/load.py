@@ -1,8 +1,8 @@
 """HTTP load: wrk where it is on PATH, else a client of our own in a process of its own.
 
-Law: both keep N connections busy, each with one request at a time, for a number of seconds, and count an answer only if
-its status is 200. Figures of the two do not compare: wrk is C and costs a few microseconds a request, ours is Python and
-costs some thirty on the same cores, so the servers look slower and closer together. ``python -m benchmarks.load`` is ours.
+Law: both keep N connections busy, each with one request at a time, for a number of seconds, and take no answer but 200.
+Figures of the two do not compare: wrk is C and costs a few microseconds a request, ours is Python and costs some
+thirty on the same cores, so the servers look slower and closer together. ``python -m benchmarks.load`` is ours.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ _UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}
 def read_wrk(output: str) -> Load:
     """The text that ``wrk --latency`` prints. Raises LoadError for another text, and for answers that were errors."""
     total, maximum = _TOTAL.search(output), _MAXIMUM.search(output)
-    percentiles = {int(percent): float(number) * _UNITS_US[unit] for percent, number, unit in _PERCENTILE.findall(output)}
+    percentiles = {
+        int(percent): float(number) * _UNITS_US[unit] for percent, number, unit in _PERCENTILE.findall(output)
+    }
     if total is None or maximum is None or not {50, 90, 99} <= percentiles.keys():
         raise LoadError(f"wrk printed something else than expected:\n{output[-1000:]}")
     if (bad := _BAD_STATUS.search(output)) is not None:
@@ -209,8 +211,8 @@ async def run_own(url: str, connections: int, seconds: float) -> Load:
             raise LoadError(f"cannot connect to {parts.netloc}: {error}") from None
     done, waiting = await asyncio.wait(ends, timeout=seconds + PATIENCE_S / 2)
     for ended in done:
-        if (error := ended.exception()) is not None:
-            raise LoadError(str(error))
+        if (failure := ended.exception()) is not None:
+            raise LoadError(str(failure))
     if waiting:
         raise LoadError(f"{len(waiting)} of {connections} connections got no answer")
     took = perf_counter() - began

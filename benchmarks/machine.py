@@ -8,6 +8,7 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 PACKAGES = ("skate", "uvloop", "granian", "msgspec", "starlette", "uvicorn", "httptools")
@@ -25,21 +26,45 @@ def describe() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.release()}",
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "load_average": list(os.getloadavg()),
+        "busy_before": busy(),
     }
+
+
+BUSY_S = 0.5
+
+
+def busy() -> float | None:
+    """The share of all cores that others use now, 0 to 1, while this process sleeps; None if the system does not say."""
+    before = _cpu_ticks()
+    sleep(BUSY_S)
+    after = _cpu_ticks()
+    if before is None or after is None or after[1] == before[1]:
+        return None
+    return round(1 - (after[0] - before[0]) / (after[1] - before[1]), 3)
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    """Idle ones and all."""
+    try:
+        numbers = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except OSError:
+        return None
+    return numbers[3] + numbers[4], sum(numbers)
 
 
 def commit() -> str:
     """The commit that runs, marked when files differ from it; empty outside of a repository."""
-    where = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=where, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        head = _git("rev-parse", "HEAD")
+        return head + "+changes" if _git("status", "--porcelain") else head
+    except (OSError, subprocess.SubprocessError):
         return ""
-    if head.returncode != 0:
-        return ""
-    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def _git(*words: str) -> str:
+    where = Path(__file__).parent
+    command = ["git", *words]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def version(package: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from benchmarks.stats import median, spread
+from benchmarks.stats import median
 
-Unit = Literal["us", "ms", "s", "/s", "%", "MB", "us/request"]
+Unit = Literal["µs", "ms", "s", "/s", "%", "MB"]
 Verdict = Literal["pass", "short", ""]
 
 
@@ -38,7 +38,6 @@ class Figure(msgspec.Struct, frozen=True):
     unit: Unit
     rounds: tuple[float, ...]
     peer_rounds: tuple[float, ...] = ()
-    peer: str = ""
     target: Target | None = None  # None: for information
 
     @property
@@ -68,10 +67,11 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """Figures that were measured together, and remarks that belong to them."""
+    """Figures that were measured together, and remarks that belong to them. ``peer``: what the column beside shows."""
 
     name: str
     figures: tuple[Figure, ...] = ()
+    peer: str = ""
     remarks: tuple[str, ...] = ()
     details: dict[str, Any] = {}
     failure: str = ""  # why there are no figures
@@ -90,10 +90,11 @@ def shown_target(target: Target | None, unit: Unit) -> str:
     """A target as it stands in the table."""
     if target is None:
         return ""
-    return f"{target.sense} {target.limit:g}x" if target.of == "ratio" else f"{target.sense} {shown(target.limit, unit)}"
+    limit = f"{target.limit:g}x" if target.of == "ratio" else shown(target.limit, unit)
+    return f"{target.sense} {limit}"
 
 
-HEADINGS = ("", "Skate", "beside", "ratio", "target", "", "rounds differ by")
+HEADINGS = ("", "Skate", "beside", "ratio", "target", "", "rounds from", "to")
 
 
 def row(figure: Figure) -> tuple[str, ...]:
@@ -102,11 +103,11 @@ def row(figure: Figure) -> tuple[str, ...]:
     return (
         figure.name,
         shown(figure.value, figure.unit),
-        "" if peer is None else f"{shown(peer, figure.unit)} {figure.peer}",
+        "" if peer is None else shown(peer, figure.unit),
         "" if ratio is None else f"{ratio:.2f}x",
         shown_target(figure.target, figure.unit),
         figure.verdict,
-        f"{spread(figure.rounds):.0%}" if len(figure.rounds) > 1 else "",
+        *(("", "") if len(figure.rounds) < 2 else (shown(ends(figure.rounds), figure.unit) for ends in (min, max))),
     )
 
 
@@ -117,7 +118,7 @@ def table(sections: Sequence[Section]) -> str:
     widths = [max(len(cells[column]) for cells in every) for column in range(len(HEADINGS))]
     lines = [_line(HEADINGS, widths)]
     for section in sections:
-        lines += ["", section.name]
+        lines += ["", section.name + (f"; beside: {section.peer}" if section.peer else "")]
         lines += [_line(cells, widths) for cells in rows[section.name]]
         if section.failure:
             lines.append(f"  not measured: {section.failure}")
@@ -126,7 +127,7 @@ def table(sections: Sequence[Section]) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = [cell.ljust(width) if column in (0, 2, 5) else cell.rjust(width)
+    aligned = [cell.ljust(width) if column in (0, 5) else cell.rjust(width)
                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
     return ("  " + "  ".join(aligned)).rstrip()
 
@@ -139,6 +140,7 @@ def as_json(run: dict[str, Any], sections: Sequence[Section]) -> bytes:
     groups = [
         {
             "name": section.name,
+            "peer": section.peer,
             "failure": section.failure,
             "remarks": section.remarks,
             "figures": [_plain(figure) for figure in section.figures],
@@ -154,7 +156,6 @@ def _plain(figure: Figure) -> dict[str, Any]:
         "name": figure.name,
         "unit": figure.unit,
         "value": figure.value,
-        "peer": figure.peer,
         "peer_value": figure.peer_value,
         "ratio": figure.ratio,
         "target": figure.target,

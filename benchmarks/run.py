@@ -30,7 +30,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=_number(1, 30), default=1, help="of each HTTP load (default 1)")
     parser.add_argument("--load", choices=("auto", "wrk", "own"), default="auto", help="HTTP load generator")
     parser.add_argument("--only", choices=GROUPS, action="append", help="just these figures (may be repeated)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file (default benchmarks/results/latest.json)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file (default: results/latest.json here)")
     return parser.parse_args(given)
 
 
@@ -73,7 +73,7 @@ def _run(told: argparse.Namespace, folder: str) -> int:
     began = monotonic()
     sections = _sections(told, folder, which)
     run["seconds"] = round(monotonic() - began, 1)
-    run["load_average_after"] = list(os.getloadavg())
+    run["busy_after"] = machine.busy()
     print(_title(run))
     print(report.table(sections))
     report.write(told.out, report.as_json(run, sections))
@@ -86,9 +86,13 @@ def _title(run: dict[str, Any]) -> str:
     return (
         f"{box['cores']} cores of {box['cpu']}, {box['system']}, Python {run['versions']['python']}, "
         f"commit {run['commit'][:12] or 'unknown'}, {run['date']}\n"
-        f"load average {run['load_average'][0]:.2f} before; {run['seconds']} s in all; medians of interleaved rounds; "
-        "only ratios of one run compare\n"
+        f"others used {_percent(run['busy_before'])} of the cores before and {_percent(run['busy_after'])} after; "
+        f"{run['seconds']} s in all; medians of interleaved rounds; only ratios of one run compare\n"
     )
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{share:.0%}"
 
 
 def _sections(told: argparse.Namespace, folder: str, which: str) -> list[Any]:

@@ -25,9 +25,3 @@ def median(sample: Sequence[float]) -> float:
     if not sample:
         raise ValueError("no rounds, no median")
     return statistics.median(sample)
-
-
-def spread(sample: Sequence[float]) -> float:
-    """How far the rounds lie apart: (largest - smallest) / median. A figure with a large spread says little."""
-    middle = median(sample)
-    return (max(sample) - min(sample)) / middle if middle else 0.0

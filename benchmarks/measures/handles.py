@@ -15,7 +15,7 @@ from benchmarks.report import Figure, Section, Target
 from benchmarks.stats import percentile
 from skate import serve
 
-FLOOR = "bare socket"
+FLOOR = "a bare socket, 64 bytes there and back"
 IN_FLIGHT = BESIDE_MAX
 
 
@@ -41,7 +41,7 @@ def measure(rounds: int, seconds: float, folder: str) -> Section:
             note("sync stream", driver.stream_rate.remote(seconds, "sync_items").result())
             note("script", script_p50_us(echo, seconds))
     serve.delete("driver")
-    return Section("Handle call, replica to replica", figures(seen))
+    return Section("Handle call, replica to replica", figures(seen), FLOOR)
 
 
 def figures(seen: dict[str, list[float]]) -> tuple[Figure, ...]:
@@ -49,13 +49,13 @@ def figures(seen: dict[str, list[float]]) -> tuple[Figure, ...]:
     rounds = {name: tuple(values) for name, values in seen.items()}
     floor = rounds["floor"]
     return (
-        Figure("1 in flight: p50", "us", rounds["p50"], floor, FLOOR, Target(150, "<=")),
-        Figure("1 in flight: p99", "us", rounds["p99"]),
+        Figure("1 in flight: p50", "µs", rounds["p50"], floor, Target(150, "<=")),
+        Figure("1 in flight: p99", "µs", rounds["p99"]),
         Figure(f"{IN_FLIGHT} in flight: calls", "/s", rounds["wide"], target=Target(30_000, ">=")),
         Figure(f"{IN_FLIGHT} under way, callee takes 5 at once (default)", "/s", rounds["default"]),
         Figure("streaming: items", "/s", rounds["stream"], target=Target(100_000, ">=")),
         Figure("streaming, generator is a def", "/s", rounds["sync stream"]),
-        Figure("from a script, .remote().result(): p50", "us", rounds["script"], floor, FLOOR),
+        Figure("from a script, .remote().result(): p50", "µs", rounds["script"], floor),
     )
 
 

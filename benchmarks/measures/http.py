@@ -13,7 +13,7 @@ from benchmarks.load import Load
 from benchmarks.report import Figure, Section, Target
 from skate import serve
 
-PEER = "uvicorn + Starlette"
+PEER = "uvicorn + Starlette route"
 MANY = 64  # connections
 SIDE_ROUNDS = 2  # of what is only for information
 
@@ -53,10 +53,11 @@ def measure(rounds: int, seconds: int, which: str) -> Section:
     for app in ("hello", "wide", "sync"):
         serve.delete(app)
     return Section(
-        f"HTTP hello, one replica, load by {which}",
+        f"HTTP hello from one replica, load by {which}",
         figures(runs, spent if processes.have_proc() else {}),
-        (f"{which}: figures of another load generator do not compare with these",),
-        {"load": which, "runs": {name: [msgspec.structs.asdict(run) for run in seen] for name, seen in runs.items()}},
+        peer=PEER,
+        remarks=(f"load by {which}; figures of another load generator do not compare with these",),
+        details={name: [msgspec.structs.asdict(run) for run in seen] for name, seen in runs.items()},
     )
 
 
@@ -66,26 +67,26 @@ def figures(runs: dict[str, list[Load]], spent: dict[str, list[float]]) -> tuple
     def pair(name: str, unit: Any, connections: int, field: Field, target: Target | None = None) -> Figure:
         own = tuple(map(field, runs[f"skate {connections}"]))
         other = tuple(map(field, runs[f"peer {connections}"]))
-        return Figure(name, unit, own, other, PEER, target)
+        return Figure(name, unit, own, other, target)
 
     def alone(name: str, kind: str) -> Figure:
-        seen = runs[f"{kind} {MANY}"]
-        return Figure(name, "/s", tuple(run.rate for run in seen), tuple(run.rate for run in runs["peer 64"])[: len(seen)], PEER)
+        own = tuple(run.rate for run in runs[f"{kind} {MANY}"])
+        return Figure(name, "/s", own, tuple(run.rate for run in runs[f"peer {MANY}"])[: len(own)])
 
     lines = [
         pair("64 connections: requests", "/s", MANY, lambda run: run.rate, Target(0.6, ">=", "ratio")),
-        pair("64 connections: p50", "us", MANY, lambda run: run.p50_us),
-        pair("64 connections: p99", "us", MANY, lambda run: run.p99_us),
-        pair("1 connection: p50", "us", 1, lambda run: run.p50_us, Target(2.0, "<=", "ratio")),
-        pair("1 connection: p99", "us", 1, lambda run: run.p99_us),
+        pair("64 connections: p50", "µs", MANY, lambda run: run.p50_us),
+        pair("64 connections: p99", "µs", MANY, lambda run: run.p99_us),
+        pair("1 connection: p50", "µs", 1, lambda run: run.p50_us, Target(2.0, "<=", "ratio")),
+        pair("1 connection: p99", "µs", 1, lambda run: run.p99_us),
         pair("1 connection: requests", "/s", 1, lambda run: run.rate),
         alone("64 connections, max_ongoing_requests=64", "wide"),
         alone("64 connections, handler is a def", "sync"),
     ]
     for connections in (MANY, 1) if spent else ():
-        name = f"{connections} connection{'s' if connections > 1 else ''}: CPU of all processes"
+        name = f"{connections} connection{'s' if connections > 1 else ''}: CPU a request, all processes"
         own, other = spent[f"skate {connections}"], spent[f"peer {connections}"]
-        lines.append(Figure(name, "us/request", tuple(own), tuple(other), PEER))
+        lines.append(Figure(name, "µs", tuple(own), tuple(other)))
     return tuple(lines)
 
 
@@ -100,4 +101,3 @@ def instance_pids() -> list[int]:
     if not processes.have_proc():
         return []
     return processes.family(processes.parent(serve.status().controller_pid))
-

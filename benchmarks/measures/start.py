@@ -72,18 +72,20 @@ def measure_idle(script_pid: int, seconds: float) -> Section:
     before, began = processes.cpu_s(pids), monotonic()
     sleep(seconds)
     percent = (processes.cpu_s(pids) - before) / (monotonic() - began) * 100
-    costs = [processes.cost(pid) for pid in pids]
-    named = [(title(cost, script_pid), cost) for cost in costs]
+    named = [(title(cost, script_pid), cost) for cost in map(processes.cost, pids)]
+    pss, private = ([getattr(cost, field) for _, cost in named] for field in ("pss_mb", "private_mb"))
     return Section(
         f"Idle, the whole instance of {len(pids)} processes over {seconds:g} s",
         (
             Figure("CPU of one core", "%", (percent,), target=Target(1.0, "<")),
-            Figure("memory of the largest process (PSS)", "MB", (max(c.pss_mb for c in costs),), target=Target(60, "<")),
-            Figure("memory of the largest process (private)", "MB", (max(c.private_mb for c in costs),)),
-            Figure("memory of all processes (PSS)", "MB", (sum(c.pss_mb for c in costs),)),
+            Figure("memory of the largest process (PSS)", "MB", (max(pss),), target=Target(60, "<")),
+            Figure("memory of the largest process (private)", "MB", (max(private),)),
+            Figure("memory of all processes (PSS)", "MB", (sum(pss),)),
         ),
-        tuple(f"{name}: PSS {c.pss_mb:.1f} MB, private {c.private_mb:.1f} MB, {c.threads} threads" for name, c in named),
-        {name: {"pss_mb": c.pss_mb, "private_mb": c.private_mb, "threads": c.threads} for name, c in named},
+        remarks=tuple(
+            f"{name}: PSS {c.pss_mb:.1f} MB, private {c.private_mb:.1f} MB, threads {c.threads}" for name, c in named
+        ),
+        details={name: {"pss_mb": c.pss_mb, "private_mb": c.private_mb, "threads": c.threads} for name, c in named},
     )
 
 
@@ -98,6 +100,7 @@ def title(cost: Cost, script_pid: int) -> str:
 def measure_replicas(rounds: int, kills: int) -> Section:
     """Needs a running instance. Scales by one several times, then kills the only replica several times."""
     scaled = [scale_up_ms(count) for count in range(1, rounds + 2)][1:]
+    serve.delete(APP)
     scale_up_ms(1)
     replaced = [replace_ms() for _ in range(kills)]
     serve.delete(APP)
@@ -105,7 +108,7 @@ def measure_replicas(rounds: int, kills: int) -> Section:
         Figure("one more replica, from serve.run to ready", "ms", tuple(scaled), target=Target(150, "<=")),
         Figure("kill -9 of the only replica to the next answer", "ms", tuple(replaced)),
     )
-    return Section("Replica of a light class", figures)
+    return Section("Replicas of a light class", figures)
 
 
 def scale_up_ms(count: int) -> float:
@@ -135,9 +138,9 @@ def replace_ms() -> float:
     """From the kill of the only replica to an answer of the next one, through the same handle."""
     handle = serve.get_app_handle(APP)
     handle.echo.remote(1).result(timeout_s=REPLACED_MAX_S)
-    (replica,) = serve.status().applications[APP].deployments["Echo"].replicas
+    (pid,) = (one.pid for one in serve.status().applications[APP].deployments["Echo"].replicas if one.phase == "ready")
     began = monotonic()
-    os.kill(replica.pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     until = began + REPLACED_MAX_S
     while True:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -44,8 +46,6 @@ def chain(notes: Notes, gate: Gate) -> Any:
             self.child = child
 
         async def __call__(self, request: Request) -> Any:
-            import asyncio
-
             try:
                 return await self.child.remote()
             except asyncio.CancelledError:
@@ -132,8 +132,6 @@ def test_is_disconnected_and_receive_tell(deploy: Deploy, instance: Instance, no
     @serve.deployment
     class Watches:
         async def __call__(self, request: Request) -> None:
-            import asyncio
-
             assert not await request.is_disconnected()
             notes.add("connected")
             try:
@@ -217,8 +215,6 @@ def test_timeout_s_of_a_handle_is_the_deadline_of_all_below(deploy: Deploy, note
 
 
 def test_await_of_a_cancelled_task_cancels_only_the_wait(deploy: Deploy, notes: Notes, gate: Gate) -> None:
-    import asyncio
-
     handle = deploy(chain(notes, gate))
 
     async def main() -> None:
@@ -252,22 +248,14 @@ def test_nothing_grows(deploy: Deploy, instance: Instance, notes: Notes, gate: G
         assert http.get("/a1").text == "/a1"
         before = descriptors(proxy), descriptors(replica)
         for n in range(4):
-            leave_together(instance, 25)
-            until(lambda n=n: notes.has("slow", 25 * (n + 1)))  # type: ignore[misc]
+            with ExitStack() as clients:
+                for _ in range(25):
+                    clients.enter_context(sent(instance, "/a1/slow"))
+                until(lambda n=n: notes.has("slow", 25 * (n + 1)))  # type: ignore[misc]
             for _ in range(100):
                 assert http.get("/a1").status_code == 200
         assert calls().open == 0
         until(lambda: descriptors(proxy) <= before[0] + 1 and descriptors(replica) <= before[1] + 1)
-
-
-def leave_together(instance: Instance, count: int) -> None:
-    connections = [socket.create_connection(("127.0.0.1", instance.port), timeout=10) for _ in range(count)]
-    for connection in connections:
-        connection.sendall(b"GET /a1/slow HTTP/1.1\r\nhost: x\r\n\r\n")
-    for connection in connections:
-        connection.shutdown(socket.SHUT_WR)
-    for connection in connections:
-        connection.close()
 
 
 def pids() -> tuple[int, int]:
@@ -276,9 +264,4 @@ def pids() -> tuple[int, int]:
 
 
 def descriptors(pid: int) -> int:
-    import os
-
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-__all__ = ["Callable"]

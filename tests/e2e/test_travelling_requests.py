@@ -9,39 +9,10 @@ import pytest
 from starlette.requests import Request
 
 from skate import serve
+from tests.e2e.apps import Leaf, Middle, Top
 from tests.e2e.conftest import Deploy
 
 BIG = b"x" * 3_000_000  # comes in pieces, more than the credit of a connection
-
-
-@serve.deployment
-class Leaf:
-    async def __call__(self, request: Request) -> Any:
-        body = await request.body()
-        return [request.method, request.url.path, request.headers["x-own"], len(body), body[:4].decode()]
-
-
-@serve.deployment
-class Middle:
-    def __init__(self, leaf: Any, first: str) -> None:
-        self.leaf, self.first = leaf, first
-
-    async def __call__(self, request: Request) -> Any:
-        own = len(await request.body()) if self.first == "read" else None
-        below = await self.leaf.remote(request)
-        return [own if own is not None else len(await request.body()), below]
-
-
-@serve.deployment
-class Top:
-    def __init__(self, a: Any, b: Any, first: str) -> None:
-        self.a, self.b, self.first = a, b, first
-
-    async def __call__(self, request: Request) -> Any:
-        own = len(await request.body()) if self.first == "read" else None
-        one, two = self.a.remote(request), self.b.remote(request=request)
-        answers = [await one, await two]
-        return [own if own is not None else len(await request.body()), *answers]
 
 
 @pytest.mark.parametrize("first", ["read", "pass on"])

@@ -2,14 +2,17 @@
 
 Law: the class stays a class (so that it can stand in annotations), and gets ``bind`` with the parameters of its
 constructor and ``options``. Why: mypy leaves out what a class decorator returns, so without this ``Model.bind`` is
-unknown to it. Type checkers that do follow class decorators, and functions in mypy, need no plugin.
-Loaded by mypy only; nothing of Skate imports this.
+unknown to it. Type checkers that do follow class decorators, and functions in mypy, need no plugin for that.
+Calls through handles are the matter of ``skate.authoring.mypy_handles``. Loaded by mypy only; nothing of Skate
+imports this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from mypy.errorcodes import ARG_TYPE
+from mypy.messages import format_type
 from mypy.nodes import (
     ARG_NAMED,
     ARG_NAMED_OPT,
@@ -22,20 +25,50 @@ from mypy.nodes import (
     FuncDef,
     Var,
 )
-from mypy.plugin import ClassDefContext, Plugin
+from mypy.options import Options
+from mypy.plugin import AttributeContext, ClassDefContext, MethodContext, MethodSigContext, Plugin
 from mypy.plugins.common import add_attribute_to_class, add_method_to_class
-from mypy.types import AnyType, CallableType, Instance, Parameters, Type, TypeOfAny, TypeType
+from mypy.subtypes import is_subtype
+from mypy.types import (
+    AnyType,
+    CallableType,
+    FunctionLike,
+    Instance,
+    NoneType,
+    Parameters,
+    Type,
+    TypeOfAny,
+    TypeType,
+    UnionType,
+    get_proper_type,
+)
+
+from skate.authoring.mypy_handles import HandleTypes
 
 _HOME = "skate.authoring.deployment"
 _DECORATOR = f"{_HOME}.deployment"
+_HANDLE = "skate.dataplane.handle.DeploymentHandle"
 _ACCEPTED = (ARG_POS, ARG_OPT, ARG_STAR, ARG_NAMED, ARG_NAMED_OPT, ARG_STAR2)
 
 
 class DeploymentPlugin(Plugin):
-    """Finds classes under the decorator."""
+    """Finds classes under the decorator, and handles."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self._handles = HandleTypes(self.lookup_fully_qualified)
 
     def get_class_decorator_hook_2(self, fullname: str) -> Callable[[ClassDefContext], bool] | None:
         return _declare if fullname == _DECORATOR else None
+
+    def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:
+        return self._handles.attribute_hook(fullname)
+
+    def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
+        return _check_nodes if fullname.endswith(".bind") else None
+
+    def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
+        return self._handles.signature_hook(fullname)
 
 
 def plugin(version: str) -> type[Plugin]:
@@ -89,3 +122,46 @@ def _constructor(context: ClassDefContext) -> list[Argument]:
 def _any(name: str, kind: ArgKind) -> Argument:
     anything = AnyType(TypeOfAny.explicit)
     return Argument(Var(name, anything), anything, None, kind)
+
+
+# -- a node where a handle is wanted ----------------------------------------------------------------
+
+
+def _check_nodes(context: MethodContext) -> Type:
+    """``Driver.bind(Model.bind())``: the constructor of Driver gets a handle of Model; is that what it wants?"""
+    made = get_proper_type(context.default_return_type)
+    if not isinstance(made, Instance) or made.type.fullname != f"{_HOME}.Application":
+        return made
+    for name, wanted, given in zip(context.callee_arg_names, _wanted(context), context.arg_types, strict=False):
+        for place, actual in enumerate(given):
+            node = get_proper_type(actual)
+            if not isinstance(node, Instance) or node.type.fullname != made.type.fullname or _fits(node, wanted):
+                continue
+            what = f'Argument "{name}"' if name else "An argument"
+            shown = format_type(wanted, context.api.options)
+            message = f"{what} of bind is given {format_type(node.args[0], context.api.options)}, but wants {shown}"
+            context.api.fail(message, context.args[context.arg_types.index(given)][place], code=ARG_TYPE)
+    return made
+
+
+def _wanted(context: MethodContext) -> list[Type]:
+    """The types of the parameters that this ``bind`` has."""
+    owner = context.type
+    if isinstance(owner, Instance) and owner.type.fullname == f"{_HOME}.Deployment" and owner.args:
+        shape = get_proper_type(owner.args[0])
+        return list(shape.arg_types) if isinstance(shape, Parameters) else []
+    if isinstance(owner, FunctionLike) and owner.is_type_obj():
+        method = owner.type_object().get_method("bind")
+        if method is not None and isinstance(method.type, CallableType):
+            return list(method.type.arg_types)
+    return []
+
+
+def _fits(node: Instance, wanted: Type) -> bool:
+    """Whether the handle that takes the place of the node is of a type that is wanted; yes where that is no handle."""
+    proper = get_proper_type(wanted)
+    if isinstance(proper, UnionType):
+        return any(_fits(node, item) for item in proper.items if not isinstance(get_proper_type(item), NoneType))
+    if not isinstance(proper, Instance) or proper.type.fullname != _HANDLE:
+        return True
+    return is_subtype(node.args[0], proper.args[0])

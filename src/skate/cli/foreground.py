@@ -184,11 +184,11 @@ class Foreground:
 
     def _reach(self, status: ServeStatus, app: ApplicationStatus, now: float) -> None:
         if app.status == "RUNNING":
-            self._reached, self._ran = app.status, True
+            again, self._reached, self._ran = self._ran, app.status, True
             self._screen.settle()
-            for line in summary(status, app, now - self._began):
+            lines = summary(status, app, now - self._began)
+            for line in lines[:1] if again else [*lines, "Ctrl-C ends it."]:
                 self._screen.line(line)
-            self._screen.line("Ctrl-C ends it.")
         elif app.status == "DEPLOY_FAILED":
             self._reached = app.status
             self._failed(DeployError(f"application {app.name!r} did not start. {app.message}"))

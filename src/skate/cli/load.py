@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -55,6 +56,17 @@ def put_first(app_dir: str) -> None:
         raise ImportPathError(f"--app-dir {app_dir} is no directory")
     first = list(dict.fromkeys((directory, os.getcwd())))
     sys.path[:] = first + [entry for entry in sys.path if os.path.abspath(entry) not in first]
+
+
+def check_preload(modules: Sequence[str]) -> None:
+    """Refuses modules that are not there, before a process is started that could not import them."""
+    for module in modules:
+        try:
+            known = importlib.util.find_spec(module) is not None
+        except Exception:  # a package above it that is not there, or does not import
+            known = False
+        if not known:
+            raise ImportPathError(f"--preload {module}: there is no such module on Python's import path")
 
 
 def parsed(path: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from skate.cli import reload, table
 from skate.cli.failure import Failure, show_traceback_if
 from skate.cli.foreground import Foreground, Source, start_detached, where
 from skate.cli.inbox import INTERRUPTED_CODE
-from skate.cli.load import put_first
+from skate.cli.load import check_preload, put_first
 from skate.cli.screen import Lines, Screen
 from skate.controlplane import instance as instances
 from skate.core.clock import SystemClock
@@ -122,6 +122,7 @@ def run(
     Starts an instance, or joins the one that is running. Ctrl-C ends what was started here.
     """
     recipe = reload.Recipe(import_path, _pairs(arguments), name, route_prefix, app_dir)
+    put_first(app_dir)
     source: Source = reload.Fresh(recipe, _is_verbose()) if reloads else reload.Once(recipe)
     screen = _screen()
     start = _starter(given, detached=False, output=screen.output)
@@ -171,6 +172,7 @@ def _starter(
     given: Mapping[str, Any], *, detached: bool, output: int | None = None
 ) -> Callable[[], tuple[instances.Instance, bool]]:
     http = HttpOptions(**check_http_options({"host": given["host"], "port": given["port"]}))
+    check_preload(given["preload"])
     return partial(
         instances.start, http, proxies=given["proxies"], preload=given["preload"], detached=detached, output=output
     )

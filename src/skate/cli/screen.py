@@ -74,10 +74,10 @@ class Lines:
         replicas = {replica.id: replica for _, replica in replicas_of(app)} if app is not None else {}
         news: list[str] = []
         for id, replica in replicas.items():
-            self._first_seen.setdefault(id, now - replica.phase_s)
             if self._phases.get(id) != replica.phase:
-                self._phases[id] = replica.phase
                 news.append(f"{id}  {coloured(replica.phase)}{self._after(replica, now)}")
+                self._phases[id] = replica.phase
+            self._first_seen.setdefault(id, now - replica.phase_s)
         for id in sorted(self._phases.keys() - replicas.keys()):
             if self._phases.pop(id) != "failed":
                 news.append(f"{id}  ended")
@@ -85,13 +85,13 @@ class Lines:
         return news + self._failures_of(app)
 
     def _after(self, replica: ReplicaStatus, now: float) -> str:
-        if replica.phase != "ready":
+        if replica.phase != "ready" or replica.id not in self._first_seen:
             return ""
         return f" after {max(0.0, now - replica.phase_s - self._first_seen[replica.id]):.1f} s"
 
     def _failures_of(self, app: ApplicationStatus | None) -> list[str]:
         news: list[str] = []
-        for deployment in app.deployments.values() if app is not None else ():
+        for deployment in app.deployments.values() if app is not None and app.status != "DELETING" else ():
             said = brief(deployment.message)
             if said and said != self._failures.get(deployment.name) and deployment.status != "DEPLOY_FAILED":
                 news.append(f"{deployment.name}: {said}")
@@ -130,11 +130,11 @@ def coloured(state: str) -> str:
 
 def brief(message: str) -> str:
     """First and last line of a message with a traceback: what happened, and the exception."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    if len(lines) < 2:
-        return "".join(lines)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if not lines:
+        return ""
     first = lines[0].removesuffix(" The error:").removesuffix(" The last error:").rstrip(".")
-    return f"{first}: {lines[-1].strip()}"
+    return f"{first}: {lines[-1]}" if lines[1:] else first
 
 
 def duration(seconds: float) -> str:

@@ -41,6 +41,7 @@ MODULES = (  # imported once by the supervisor, before everything else is forked
     "uvloop",
 )
 POLL_S = 0.005
+LOG_SHOWN_MAX = 4000  # characters of a log in a message
 
 
 class Instance:
@@ -307,12 +308,28 @@ def start(
         instance = _mine
     try:
         instance.wait_listening()
+    except NotRunningError as error:
+        said = _log_of(instance) if detached else "; its messages are above"
+        forget()
+        raise NotRunningError(f"the instance ended while it was starting{said}") from error
     except BaseException:
         forget()
         raise
     if detached:
         instance.launched = None  # it lives on when this process ends
     return instance, True
+
+
+def _log_of(instance: Instance) -> str:
+    """What a detached instance has printed, for a message; it goes with the instance."""
+    if instance.launched is None:
+        return ""
+    try:
+        with open(instance.launched.log_path, encoding="utf-8", errors="replace") as log:
+            said = log.read().strip()
+    except OSError:
+        return ""
+    return f":\n{said[-LOG_SHOWN_MAX:]}" if said else ""
 
 
 def _launch(

@@ -101,24 +101,34 @@ class Call:
         self.drop(Outcome.CANCELLED, error, reason)
         return True
 
+    def on_writable(self) -> None:
+        """Input that ``try_send`` refused may be tried again; also told when the call has ended."""
+
+    def try_send(self, data: bytes, last: bool = False) -> bool:
+        """A further chunk of input, if it can go now; False: it was not taken, ``on_writable`` tells when to try again.
+
+        A call that has ended takes everything and drops it.
+        """
+        if self.outcome is not None:
+            return True
+        link = self.link
+        if link is None or link.peer is None or not link.peer.may_send(self.wire_id):
+            return False
+        if not self.started:
+            self.more = [] if self.more is None else self.more
+            self.more.append((data, last))
+        link.peer.send(self.wire_id, data, last)
+        return True
+
     async def send(self, data: bytes, last: bool = False) -> None:
         """A further chunk of input; waits while the call waits for a replica or the replica gives no credit."""
-        while self.outcome is None and not self._may_send():
+        while not self.try_send(data, last):
             self.waiter = asyncio.get_running_loop().create_future()
             await self.waiter
-        if self.outcome is None and self.link is not None and self.link.peer is not None:
-            if not self.started:
-                self.more = [] if self.more is None else self.more
-                self.more.append((data, last))
-            self.link.peer.send(self.wire_id, data, last)
 
     async def send_end(self) -> None:
         """The input is complete (after the last ``send``)."""
         await self.send(b"", True)
-
-    def _may_send(self) -> bool:
-        link = self.link
-        return link is not None and link.peer is not None and link.peer.may_send(self.wire_id)
 
     # -- for the router -------------------------------------------------------------------------
 
@@ -160,6 +170,8 @@ class Call:
         waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        if not self.complete:
+            self.on_writable()
 
     # -- CallSink: what the wire says -----------------------------------------------------------
 

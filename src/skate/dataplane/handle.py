@@ -12,8 +12,8 @@ import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from typing import Any, Generic, NoReturn, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from skate.authoring.code import dumps, loads
 from skate.core import context
@@ -32,8 +32,15 @@ from skate.dataplane.caller import Caller
 from skate.dataplane.transport.failure import rebuild
 from skate.dataplane.wire.head import PYTHON, CallHead
 
-T = TypeVar("T")
 R = TypeVar("R")
+if TYPE_CHECKING:  # a bare DeploymentHandle or Response is one of Any, under --strict too
+    from typing_extensions import TypeVar as _TypeVar
+
+    T_co = _TypeVar("T_co", covariant=True, default=Any)
+    R_co = _TypeVar("R_co", covariant=True, default=Any)
+else:
+    T_co = TypeVar("T_co", covariant=True)
+    R_co = TypeVar("R_co", covariant=True)
 
 Resolver = Callable[[Any], Awaitable[Any]]
 _resolvers: dict[type, Resolver] = {}  # arguments of these types are replaced by what the resolver gives
@@ -165,7 +172,7 @@ class _Answer:
         )
 
 
-class Response(_Answer, Generic[R]):
+class Response(_Answer, Generic[R_co]):
     """The answer of a call, now or later.
 
     ``await response`` gives the value or raises what the callee raised, any number of times and on any loop;
@@ -180,7 +187,7 @@ class Response(_Answer, Generic[R]):
         self._raw: bytes | None = None
         self._value: Any = None
 
-    def __await__(self) -> Generator[Any, None, R]:
+    def __await__(self) -> Generator[Any, None, R_co]:
         if not self._done:
             loop = asyncio.get_running_loop()
             waiter = loop.create_future()
@@ -191,7 +198,7 @@ class Response(_Answer, Generic[R]):
             yield from waiter
         return self._get()
 
-    def result(self, *, timeout_s: float | None = None) -> R:
+    def result(self, *, timeout_s: float | None = None) -> R_co:
         """Waits for the value, at most ``timeout_s`` seconds (None: as long as it takes).
 
         Raises what the callee raised, CallTimeoutError (a TimeoutError) when the time is over (the call goes on
@@ -206,12 +213,12 @@ class Response(_Answer, Generic[R]):
                 raise CallTimeoutError(f"request {self._request_id} has no result after {timeout_s} s; it goes on")
         return self._get()
 
-    def _get(self) -> R:
+    def _get(self) -> R_co:
         if self._error is not None:
             self._raise()
         if self._raw is not None:
             self._value, self._raw = loads(self._raw), None
-        value: R = self._value
+        value: R_co = self._value
         return value
 
     def _finish(self, raw: bytes, error: BaseException | None) -> None:
@@ -242,7 +249,7 @@ class Response(_Answer, Generic[R]):
         return f"<Response {self._request_id} {'done' if self._done else 'under way'}>"
 
 
-class ResponseStream(_Answer, Generic[R]):
+class ResponseStream(_Answer, Generic[R_co]):
     """The items that a generator in a replica yields: ``async for`` on any loop, ``for`` without one.
 
     The callee is held back when the items are not taken: about a megabyte waits here, the rest is not made yet.
@@ -255,10 +262,10 @@ class ResponseStream(_Answer, Generic[R]):
         self._items: deque[bytes] = deque()
         self._taken: deque[bytes] = deque()  # fetched from the loop's side by another thread or loop
 
-    def __aiter__(self) -> AsyncIterator[R]:
+    def __aiter__(self) -> AsyncIterator[R_co]:
         return self
 
-    async def __anext__(self) -> R:
+    async def __anext__(self) -> R_co:
         loop = asyncio.get_running_loop()
         if loop is not self._caller.loop:
             return await self._next_elsewhere(loop)
@@ -271,23 +278,23 @@ class ResponseStream(_Answer, Generic[R]):
         raw = self._items.popleft()
         if self._call is not None:
             self._call.consumed(len(raw))
-        value: R = loads(raw)
+        value: R_co = loads(raw)
         return value
 
-    async def _next_elsewhere(self, loop: asyncio.AbstractEventLoop) -> R:
+    async def _next_elsewhere(self, loop: asyncio.AbstractEventLoop) -> R_co:
         while not self._taken:
             waiter: asyncio.Future[None] = loop.create_future()
             self._on_loop(self._fetch, _wake_on(loop, waiter))
             await waiter
             if not self._taken and self._done and not self._items:
                 self._stop(StopAsyncIteration)
-        value: R = loads(self._taken.popleft())
+        value: R_co = loads(self._taken.popleft())
         return value
 
-    def __iter__(self) -> Iterator[R]:
+    def __iter__(self) -> Iterator[R_co]:
         return self
 
-    def __next__(self) -> R:
+    def __next__(self) -> R_co:
         if asyncio._get_running_loop() is not None:
             raise ResultInLoopError("a for loop over a stream would block the running event loop: use `async for`")
         while not self._taken:
@@ -296,7 +303,7 @@ class ResponseStream(_Answer, Generic[R]):
             event.wait()
             if not self._taken and self._done and not self._items:
                 self._stop(StopIteration)
-        value: R = loads(self._taken.popleft())
+        value: R_co = loads(self._taken.popleft())
         return value
 
     def _stop(self, stop: type[Exception]) -> NoReturn:
@@ -366,7 +373,7 @@ def _wake_on(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> C
 _OPTION_NAMES = ("method_name", "stream", "timeout_s")
 
 
-class DeploymentHandle(Generic[T]):
+class DeploymentHandle(Generic[T_co]):
     """Calls the replicas of one deployment: ``handle.remote(...)`` its ``__call__``, ``handle.method.remote(...)`` a method.
 
     Handles are values: they compare by what they lead to, can be pickled into another deployment or process, and
@@ -390,7 +397,7 @@ class DeploymentHandle(Generic[T]):
         self._stream = stream
         self._timeout_s = timeout_s
         self._address = address
-        self._methods: dict[str, DeploymentHandle[T]] = {}
+        self._methods: dict[str, DeploymentHandle[T_co]] = {}
 
     @property
     def app_name(self) -> str:
@@ -402,7 +409,7 @@ class DeploymentHandle(Generic[T]):
         """The deployment."""
         return self._deployment
 
-    def options(self, **options: Any) -> DeploymentHandle[T]:
+    def options(self, **options: Any) -> DeploymentHandle[T_co]:
         """A copy with other options; this handle stays as it is.
 
         ``method_name``: the method that ``remote`` calls (default ``__call__``). ``stream``: the method is a
@@ -425,7 +432,7 @@ class DeploymentHandle(Generic[T]):
             raise OptionError(f"timeout_s must be a number of seconds above 0 or None, not {timeout_s!r}")
         return DeploymentHandle(self._app, self._deployment, method, stream, timeout_s, self._address)
 
-    def __getattr__(self, name: str) -> DeploymentHandle[T]:
+    def __getattr__(self, name: str) -> DeploymentHandle[T_co]:
         if name.startswith("__") and name != "__call__":
             raise AttributeError(name)
         methods = self._methods
@@ -530,6 +537,18 @@ class DeploymentHandle(Generic[T]):
         return f"<DeploymentHandle {self._app}/{self._deployment} {self._method}>"
 
 
+if TYPE_CHECKING:
+
+    class StreamingHandle(DeploymentHandle[T_co]):
+        """A handle that was given ``stream=True``, to a type checker; an ordinary one when the program runs."""
+
+        def __getattr__(self, name: str) -> StreamingHandle[T_co]: ...
+
+        def remote(self, *args: Any, **kwargs: Any) -> ResponseStream: ...
+else:
+    StreamingHandle = DeploymentHandle
+
+
 async def _resolved(value: Any) -> Any:
     resolve = _resolvers.get(type(value))
     return value if resolve is None else await resolve(value)
@@ -545,6 +564,14 @@ def resolve_with(kind: type, resolver: Resolver) -> None:
 
 resolve_with(Response, Response.resolve)
 resolve_with(ResponseStream, ResponseStream.resolve)
+
+
+@overload
+def get(responses: Response[R], timeout_s: float | None = None) -> R: ...
+
+
+@overload
+def get(responses: Sequence[Response[R]], timeout_s: float | None = None) -> list[R]: ...
 
 
 def get(responses: Any, timeout_s: float | None = None) -> Any:

@@ -126,8 +126,8 @@ class Lane:
         call.lane = self
         if not self.used:
             self.used = True
-            for link in self.links.values():
-                self.router.connect(link)
+            for known in self.links.values():
+                self.router.connect(known)
         target = self.target
         if self.queued == 0:
             link = self._choose()
@@ -188,7 +188,7 @@ class Lane:
         if call.more:
             for data, last in call.more:
                 peer.send(call.wire_id, data, last)
-        if call.waiter is not None:
+        if not call.complete:
             call.wake()
 
     def _take_back(self, call: Call) -> None:

@@ -1,0 +1,202 @@
+"""The commands on real processes: what they print, how they end, and that nothing stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.world import HELLO, Place, get, place, until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Place]:
+    with place(tmp_path) as made:
+        made.write("app.py", HELLO)
+        yield made
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_serves_until_a_signal_and_leaves_nothing(here: Place, free_port: int, number: signal.Signals) -> None:
+    running = here.start("run", "app:app", "--port", str(free_port))
+    running.until("Ctrl-C ends it")
+    assert f"http://127.0.0.1:{free_port}/" in running.text
+    assert "default/Hello#1  ready" in running.text
+    assert get(free_port) == "hello"
+    here.pids()
+    assert running.end(number) == 0
+    here.nothing_left()
+
+
+def test_ctrl_c_while_a_constructor_runs_leaves_nothing(here: Place) -> None:
+    here.write("slow.py", HELLO.replace("self.word = word", "import threading; threading.Event().wait(60)"))
+    running = here.start("run", "slow:app", "--port", "0")
+    running.until("loading")
+    here.pids()
+    assert running.end() == 130
+    here.nothing_left()
+
+
+def test_a_second_ctrl_c_does_not_wait(here: Place) -> None:
+    stuck = "def __del__(self):\n        print('stuck', flush=True)\n        import time; time.sleep(60)\n\n    def __call__"
+    here.write("stuck.py", HELLO.replace("def __call__", stuck))
+    running = here.start("run", "stuck:app", "--port", "0")
+    running.until("Ctrl-C ends it")
+    here.pids()
+    running.process.send_signal(signal.SIGINT)
+    running.until("stuck")
+    assert running.end() == 130
+    here.nothing_left()
+
+
+def test_start_status_shutdown(here: Place, free_port: int) -> None:
+    said = here.run("start", "--port", str(free_port))
+    assert f"http://127.0.0.1:{free_port}" in said
+    pids = here.pids()
+    assert str(next(iter(pids))) in said
+    assert "running already" in here.run("start", "--port", "1")
+    status = here.status()
+    assert status["applications"] == {}
+    assert status["proxies"]["0"]["address"] == f"127.0.0.1:{free_port}"
+    assert status["calls"]["accepted"] == 0
+    assert "accepted" in here.run("status")
+    here.run("shutdown")
+    here.nothing_left()
+    assert "No instance is running" in here.run("shutdown")
+
+
+def test_without_an_instance_status_is_one_line_and_exit_code_1(here: Place) -> None:
+    assert here.run("status", code=1).startswith("error: no Skate instance is running")
+    assert here.run("delete", "x", code=1).startswith("error: ")
+
+
+def test_run_joins_an_instance_and_takes_only_its_own_application_with_it(here: Place, free_port: int) -> None:
+    here.run("start", "--port", str(free_port))
+    here.pids()
+    first = here.start("run", "app:app", "--port", "1")
+    first.until("Ctrl-C ends it")
+    assert "Not used: --port" in first.text
+    second = here.start("run", "app:app", "--name", "two", "--route-prefix", "/two")
+    second.until("Ctrl-C ends it")
+    assert (get(free_port), get(free_port, "/two")) == ("hello", "hello")
+    here.pids()
+    assert first.end() == 0
+    assert list(here.status()["applications"]) == ["two"]
+    assert "application 'nix'" in here.run("status", "--name", "nix", code=1)
+    assert "Application two" in here.run("status", "--name", "two")
+    here.run("delete", "two")
+    assert second.wait() == 0
+    assert "deleted by someone else" in second.text
+    here.run("shutdown", "-y")
+    here.nothing_left()
+
+
+def test_the_counts_of_calls_are_shown(here: Place, free_port: int) -> None:
+    running = here.start("run", "app:app", "--port", str(free_port))
+    running.until("Ctrl-C ends it")
+    for _ in range(3):
+        get(free_port)
+
+    def counted() -> bool:
+        calls = here.status()["calls"]
+        assert calls["accepted"] == sum(count for kind, count in calls.items() if kind != "accepted")
+        return bool(calls["ok"] == 3)
+
+    until(counted, "three calls are counted")
+    here.pids()
+    assert running.end() == 0
+    here.nothing_left()
+
+
+def test_a_route_prefix_in_use_is_one_line(here: Place) -> None:
+    here.run("start", "--port", "0")
+    here.pids()
+    first = here.start("run", "app:app")
+    first.until("Ctrl-C ends it")
+    said = here.run("run", "app:app", "--name", "two", code=1)
+    assert "error: route_prefix '/' of application 'two' is in use" in said
+    assert list(here.status()["applications"]) == ["default"]
+    here.run("shutdown")
+    assert first.wait() == 0
+
+
+def test_a_constructor_that_raises_shows_the_users_lines_only(here: Place) -> None:
+    here.write("bad.py", HELLO.replace("self.word = word", "raise RuntimeError('no model')"))
+    said = here.run("run", "bad:app", "--port", "0", code=1)
+    error = said[said.index("error: ") :]
+    assert "RuntimeError: no model" in error
+    assert 'File "bad.py", line 7, in __init__' in error
+    assert "worker.py" not in said
+    here.nothing_left()
+    assert "worker.py" in here.run("run", "bad:app", "--port", "0", "-v", code=1)
+
+
+@pytest.mark.parametrize("command", [("start",), ("run", "app:app")])
+def test_a_port_in_use_is_one_line(here: Place, command: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = here.run(*command, "--port", str(port), code=1)
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert str(port) in said
+    here.nothing_left()
+
+
+@pytest.mark.parametrize("command", [("start",), ("run", "app:app")])
+def test_a_preloaded_module_that_raises_is_said(here: Place, command: tuple[str, ...]) -> None:
+    here.write("heavy.py", "raise RuntimeError('no device')")
+    said = here.run(*command, "--port", "0", "--preload", "heavy", code=1)
+    assert "RuntimeError: no device" in said and "error: the instance ended while it was starting" in said
+    here.nothing_left()
+
+
+def test_builder_arguments_reach_the_replica(here: Place, free_port: int) -> None:
+    here.write("built.py", HELLO + "def build(args): return Hello.bind(args['word'])\n")
+    running = here.start("run", "built:build", "word=hi", "--port", str(free_port))
+    running.until("Ctrl-C ends it")
+    assert get(free_port) == "hi"
+    assert running.end() == 0
+
+
+def test_the_end_of_the_instance_ends_a_run(here: Place) -> None:
+    running = here.start("run", "app:app", "--port", "0")
+    running.until("Ctrl-C ends it")
+    here.pids()
+    here.run("shutdown")
+    assert running.wait() == 0
+    assert "ended by someone else" in running.text
+    here.nothing_left()
+
+
+def test_a_supervisor_that_dies_is_an_error(here: Place) -> None:
+    running = here.start("run", "app:app", "--port", "0")
+    running.until("Ctrl-C ends it")
+    here.pids()
+    os.kill(int((here.runtime / "default" / "pid").read_text()), signal.SIGKILL)
+    assert running.wait() == 1
+    assert "error: the instance broke down" in running.text
+    here.nothing_left()
+
+
+def test_reload_serves_what_changed_and_keeps_the_old_version_when_it_is_wrong(here: Place, free_port: int) -> None:
+    here.write("app.py", HELLO.replace("return self.word", "return WORD").replace("from skate", "from word import WORD\nfrom skate"))
+    here.write("word.py", "WORD = 'one'")
+    running = here.start("run", "app:app", "--reload", "--port", str(free_port))
+    running.until("Ctrl-C ends it")
+    assert get(free_port) == "one"
+    here.write("word.py", "WORD = 'two'")
+    until(lambda: get(free_port) == "two", "the change is served")
+    here.write("word.py", "WORD = ")
+    running.until("error: module 'app' does not import: SyntaxError")
+    running.until("What ran before goes on serving")
+    assert get(free_port) == "two"
+    here.write("word.py", "WORD = 'six'")
+    until(lambda: get(free_port) == "six", "the repaired version is served")
+    here.pids()
+    assert running.end() == 0
+    here.nothing_left()
