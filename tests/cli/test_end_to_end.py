@@ -184,7 +184,10 @@ def test_a_supervisor_that_dies_is_an_error(here: Place) -> None:
 
 
 def test_reload_serves_what_changed_and_keeps_the_old_version_when_it_is_wrong(here: Place, free_port: int) -> None:
-    here.write("app.py", HELLO.replace("return self.word", "return WORD").replace("from skate", "from word import WORD\nfrom skate"))
+    here.write(
+        "app.py",
+        HELLO.replace("return self.word", "return WORD").replace("from skate", "from word import WORD\nfrom skate"),
+    )
     here.write("word.py", "WORD = 'one'")
     running = here.start("run", "app:app", "--reload", "--port", str(free_port))
     running.until("Ctrl-C ends it")

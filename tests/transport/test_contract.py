@@ -335,3 +335,28 @@ def test_one_who_says_no_hello_is_given_up(tmp_path: Path) -> None:
         await asyncio.sleep(0)
 
     asyncio.run(asyncio.wait_for(main(), LIMIT_S))
+
+
+def test_what_one_call_does_wrong_costs_no_other_its_answer(
+    play: Callable[[Scene], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        def accept(exchange: Exchange) -> None:
+            if exchange.body == b"bad callee":
+                raise RuntimeError("a bug of ours")
+            exchange.reply(b"")
+
+        class Clumsy(Heard):
+            def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+                raise RuntimeError("a bug of ours")
+
+        _, peer = await open(accept)
+        calls = [(Heard, b""), (Clumsy, b""), (Heard, b"bad callee"), (Heard, b"")]
+        heard = [kind(peer) for kind, _ in calls]
+        for sink, (_, body) in zip(heard, calls, strict=True):
+            peer.open(sink, head(), body, True)
+        ends = [await heard[i].end for i in (0, 2, 3)]
+        assert ends == ["last", "failed", "last"] and not peer.closed
+
+    play(scene)
+    assert "a bug of ours" in caplog.text

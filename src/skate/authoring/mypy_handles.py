@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from mypy.checker import TypeChecker
 from mypy.errorcodes import ATTR_DEFINED, MISC
+from mypy.expandtype import expand_type
 from mypy.maptype import map_instance_to_supertype
 from mypy.nodes import (
     ARG_NAMED,
@@ -25,7 +27,7 @@ from mypy.nodes import (
     SymbolTableNode,
     TypeInfo,
 )
-from mypy.plugin import AttributeContext, CheckerPluginInterface, MethodSigContext
+from mypy.plugin import AttributeContext, CheckerPluginInterface, MethodContext, MethodSigContext
 from mypy.types import (
     AnyType,
     CallableType,
@@ -72,6 +74,9 @@ class HandleTypes:
             return None
         return {"remote": self._remote, "options": self._options, "__call__": _called}.get(name)
 
+    def method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
+        return _flattened if fullname == f"{_PLAIN}.remote" else None
+
     # -- remote ---------------------------------------------------------------------------------
 
     def _remote(self, context: MethodSigContext) -> FunctionLike:
@@ -94,6 +99,7 @@ class HandleTypes:
 
     def _signature(self, called: CallableType, streaming: bool, bare: bool, fail: Fail) -> CallableType:
         """``called`` as ``remote`` presents it. ``bare``: no arguments are given, and an empty Request steps in."""
+        called = _simplified(called)
         value = _awaited(called.ret_type)
         if streaming:
             answer = self._named(_STREAM, [_item(called, value, fail)])
@@ -116,6 +122,8 @@ class HandleTypes:
         """Takes a response in its place too: it is replaced by its value before the call is sent."""
         proper = get_proper_type(wanted)
         if isinstance(proper, AnyType | ParamSpecType | UnpackType | UninhabitedType):
+            return wanted
+        if isinstance(proper, TypeVarType):  # mypy cannot solve T | Response[T]; see method_hook
             return wanted
         if isinstance(proper, Instance) and proper.type.fullname == "builtins.object":
             return wanted
@@ -236,7 +244,32 @@ def _takes_request(wanted: Type) -> bool:
     return isinstance(proper, AnyType) or (isinstance(proper, Instance) and proper.type.fullname in _REQUESTS)
 
 
+def _simplified(called: CallableType) -> CallableType:
+    """Without type variables that no response could be: those with a bound or with values become Any."""
+    narrow = [one for one in called.variables if isinstance(one, TypeVarType) and (one.values or _is_bound(one))]
+    if not narrow:
+        return called
+    rest = [one for one in called.variables if one not in narrow]
+    free = called.copy_modified(variables=rest)
+    return cast(CallableType, expand_type(free, {one.id: _ANYTHING for one in narrow}))
+
+
+def _is_bound(variable: TypeVarType) -> bool:
+    bound = get_proper_type(variable.upper_bound)
+    return not (isinstance(bound, Instance) and bound.type.fullname == "builtins.object")
+
+
 # -- what comes back --------------------------------------------------------------------------------
+
+
+def _flattened(context: MethodContext) -> Type:
+    """A response given for a parameter ``T`` made T a Response, and so the result; its value is meant."""
+    answer = get_proper_type(context.default_return_type)
+    if isinstance(answer, Instance) and answer.type.fullname == _RESPONSE and len(answer.args) == 1:
+        inner = get_proper_type(answer.args[0])
+        if isinstance(inner, Instance) and inner.type.fullname == _RESPONSE:
+            return inner
+    return answer
 
 
 def _awaited(value: Type) -> Type:

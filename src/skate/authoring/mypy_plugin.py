@@ -65,7 +65,7 @@ class DeploymentPlugin(Plugin):
         return self._handles.attribute_hook(fullname)
 
     def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
-        return _check_nodes if fullname.endswith(".bind") else None
+        return _check_nodes if fullname.endswith(".bind") else self._handles.method_hook(fullname)
 
     def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
         return self._handles.signature_hook(fullname)

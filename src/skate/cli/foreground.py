@@ -139,6 +139,7 @@ class Foreground:
 
     def _serve(self, spec: AppSpec) -> None:
         self._screen.begin(spec.name, self._began)
+        callers.io_thread()  # made here, before two threads could make one each
         self._work(lambda: self._bring_up(spec))
         self._source.watch(lambda files: self._inbox.post(Changed(files), latest=True))
         while self._over is None:
@@ -221,6 +222,7 @@ class Foreground:
 
     def _bring_up(self, spec: AppSpec) -> None:
         instance, new = self._start()
+        instance.run(instance.client())  # one connection for whoever asks from now on
         self._inbox.post(Started(instance, new))
         self._deploy(instance, spec)
 

@@ -7,6 +7,7 @@ through ``on_end``. Who accepts calls is a plain callable, given when listening.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 
@@ -34,6 +35,9 @@ from skate.dataplane.wire.frames import (
     unpack_count,
 )
 from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_head
+
+
+logger = logging.getLogger("skate.wire")
 
 
 class Exchange:
@@ -240,7 +244,11 @@ class Session(Framed):
         exchange = Exchange(self, call, decode_call(raw), payload, bool(flags & LAST), bool(flags & GRANTED))
         self.exchanges[call] = exchange
         self._accepted.append(call)
-        self.accept(exchange)
+        try:
+            self.accept(exchange)
+        except Exception as error:  # ours to mend; the other calls of this connection go on
+            logger.exception("request %s could not be taken in", exchange.head.request_id)
+            exchange.fail(error)
 
     def _say_started(self) -> None:
         """Tells the caller which calls are in our hands, before any of their code runs.

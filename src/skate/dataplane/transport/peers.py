@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
-from skate.core.errors import CallTimeoutError, NotRunningError, RequestCancelledError, SkateError
+from skate.core.errors import CallTimeoutError, NotRunningError, RequestCancelledError, SkateError, WireError
 from skate.dataplane.transport.exchange import Acceptor, Listening
 from skate.dataplane.transport.failure import decode_failure
 from skate.dataplane.transport.framed import Framed
@@ -40,6 +41,8 @@ from skate.dataplane.wire.frames import (
     unpack_ids,
 )
 from skate.dataplane.wire.head import CONTROL, CallHead, encode_head
+
+logger = logging.getLogger("skate.wire")
 
 CONNECT_TIMEOUT_S = 5.0
 BACKLOG = 1024
@@ -111,9 +114,20 @@ class Peer(Framed):
     # -- what comes back ------------------------------------------------------------------------
 
     def on_frames(self, frames: list[Frame]) -> None:
-        sinks = self.sinks
         self.load = frames[-1][3]
         self.heard_at = self.loop.time()
+        todo = iter(frames)
+        while True:  # again after an error: what one sink does wrong must not cost the others their frames
+            try:
+                self._hand_out(todo)
+                return
+            except WireError:
+                raise
+            except Exception:
+                logger.exception("the owner of a call on connection %s failed to take its answer", self.name)
+
+    def _hand_out(self, frames: Iterator[Frame]) -> None:
+        sinks = self.sinks
         for kind, call, flags, _, body in frames:
             if kind == CHUNK:
                 last = bool(flags & LAST)
@@ -140,10 +154,13 @@ class Peer(Framed):
 
     def on_closed(self, error: Exception | None) -> None:
         sinks, self.sinks = self.sinks, {}
-        for sink in sinks.values():
-            sink.wire_lost(error)
         if self.on_lost is not None:
-            self.on_lost(self)
+            self.on_lost(self)  # first, so that no call is sent here again
+        for sink in sinks.values():
+            try:
+                sink.wire_lost(error)
+            except Exception:
+                logger.exception("the owner of a call on connection %s failed to hear of its loss", self.name)
 
     def resume_writing(self) -> None:
         super().resume_writing()

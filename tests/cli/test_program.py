@@ -1,0 +1,176 @@
+"""The command line as such: what is taken, what is refused with exit code 2, and how errors look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+import skate
+from skate.cli import main, table
+from skate.cli.failure import Failure, shortened
+from skate.cli.reload import Recipe
+from skate.core.errors import OptionError
+from skate.core.specs import (
+    ApplicationStatus,
+    DeploymentStatus,
+    LedgerReport,
+    ProxyStatus,
+    ReplicaStatus,
+    ServeStatus,
+)
+from tests.cli.world import HELLO
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def test_version_and_help() -> None:
+    assert skate.__version__ in invoke("--version").output
+    for words in (("-h",), ("--help",), ("run", "-h")):
+        assert invoke(*words).exit_code == 0
+    assert "spec" not in invoke("-h").output.replace("specif", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nix",),
+        ("run",),
+        ("run", "app:app", "--port", "x"),
+        ("run", "app:app", "--port", "65536"),
+        ("run", "app:app", "--proxies", "0"),
+        ("run", "app:app", "word"),
+        ("run", "app:app", "=1"),
+        ("run", "app:app", "a=1", "a=2"),
+        ("delete",),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(words: tuple[str, ...]) -> None:
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    assert "Commands:" in invoke().output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "nowhere:app"), "error: there is no module 'nowhere'"),
+        (("run", "app.py"), "error: 'app.py' names a file"),
+        (("status",), "error: no Skate instance is running"),
+        (("start", "--preload", "not_there"), "error: --preload not_there"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(words: tuple[str, ...], said: str) -> None:
+    result = invoke(*words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(said) and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("-v", "run", "nowhere:app"), ("run", "-v", "nowhere:app")])
+def test_v_shows_the_traceback(words: tuple[str, ...]) -> None:
+    assert "Traceback (most recent call last)" in invoke(*words).stderr
+
+
+def test_bad_names_and_prefixes_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "good_app.py").write_text(HELLO)
+    for option, words in (("--name=a/b", "name='a/b'"), ("--route-prefix=api", "write '/api'")):
+        result = invoke("run", "good_app:app", "--app-dir", str(tmp_path), option)
+        assert result.exit_code == 1
+        assert words in result.stderr
+
+
+# -- errors as text -----------------------------------------------------------------------------------
+
+
+def traceback_of(file: str) -> str:
+    return (
+        "it failed. The last error:\nTraceback (most recent call last):\n"
+        f'  File "{Path(skate.__file__).parent}/serve.py", line 1, in run\n    call()\n    ^^^^^^\n'
+        f'  File "{file}", line 7, in load\n    raise ValueError("x")\nValueError: x\n'
+    )
+
+
+def test_of_a_traceback_the_users_frames_stay() -> None:
+    said = shortened(traceback_of("/somewhere/app.py"))
+    assert said == (
+        "it failed. The last error:\n"
+        '  File "/somewhere/app.py", line 7, in load\n    raise ValueError("x")\nValueError: x'
+    )
+
+
+def test_paths_below_the_working_directory_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert 'File "app.py", line 7' in shortened(traceback_of(f"{tmp_path}/app.py"))
+
+
+def test_a_mistake_of_ours_is_said_to_be_one() -> None:
+    assert "should not happen" in Failure(KeyError("x"), False).message
+    assert Failure(OptionError("port=x: takes a number"), False).message == "port=x: takes a number"
+
+
+# -- status -------------------------------------------------------------------------------------------
+
+STATUS = ServeStatus(
+    controller_pid=11,
+    proxies={"0": ProxyStatus("0", "HEALTHY", 12, "0.0.0.0:8000")},
+    applications={
+        "default": ApplicationStatus(
+            "default",
+            "DEPLOY_FAILED",
+            "Bad: no more are tried. The last error:\nValueError: x",
+            "/api",
+            100.0,
+            {
+                "Bad": DeploymentStatus("Bad", "DEPLOY_FAILED", "", 1),
+                "Good": DeploymentStatus(
+                    "Good", "HEALTHY", "", 2, (ReplicaStatus("default/Good#4", "ready", 13, 4.0),)
+                ),
+            },
+        )
+    },
+    calls=LedgerReport(accepted=1003, open=1, ok=1000, lost=2),
+)
+
+
+def test_the_table_shows_everything() -> None:
+    lines = table.lines(STATUS, 10, 160.0)
+    text = "\n".join(lines)
+    for words in (
+        "supervisor pid 10, controller pid 11",
+        "http://0.0.0.0:8000",
+        "http://localhost:8000/api/",
+        "deployed 60 s ago",
+        "1 of 2 ready",
+        "#4",
+        "pid 13",
+        "ValueError: x",
+    ):
+        assert words in text
+    assert lines[-1].split() == ["1003", "1", "1000", "0", "0", "0", "0", "2"]
+    assert len(lines[-2]) == len(lines[-1])
+
+
+def test_an_empty_instance_without_http() -> None:
+    text = "\n".join(table.lines(ServeStatus(), None, 0.0))
+    assert "runs without HTTP" in text
+    assert "No applications" in text
+
+
+# -- a second version -----------------------------------------------------------------------------------
+
+
+def test_a_salt_changes_the_versions_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "salted_app.py").write_text(HELLO)
+    recipe = Recipe("salted_app:app", {}, "default", "/", str(tmp_path))
+    plain, again, salted = recipe.spec(), recipe.spec(), recipe.spec("1")
+    assert plain == again
+    assert plain.deployments[0].version != salted.deployments[0].version
+    assert msgspec.structs.replace(salted.deployments[0], version=plain.deployments[0].version) == plain.deployments[0]
