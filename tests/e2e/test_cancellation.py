@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from skate import serve
 from skate.core.errors import CallTimeoutError, RequestCancelledError
 from tests.e2e.conftest import Deploy
 from tests.e2e.notes import Gate, Notes
-from tests.e2e.world import Instance, calls, client, until
+from tests.e2e.world import Instance, calls, client, descriptors_of, until
 
 
 def chain(notes: Notes, gate: Gate) -> Any:
@@ -246,7 +245,7 @@ def test_nothing_grows(deploy: Deploy, instance: Instance, notes: Notes, gate: G
     proxy, replica = pids()
     with client(instance.url) as http:
         assert http.get("/a1").text == "/a1"
-        before = descriptors(proxy), descriptors(replica)
+        before = descriptors_of(proxy), descriptors_of(replica)
         for n in range(4):
             with ExitStack() as clients:
                 for _ in range(25):
@@ -255,13 +254,9 @@ def test_nothing_grows(deploy: Deploy, instance: Instance, notes: Notes, gate: G
             for _ in range(100):
                 assert http.get("/a1").status_code == 200
         assert calls().open == 0
-        until(lambda: descriptors(proxy) <= before[0] + 1 and descriptors(replica) <= before[1] + 1)
+        until(lambda: descriptors_of(proxy) <= before[0] + 1 and descriptors_of(replica) <= before[1] + 1)
 
 
 def pids() -> tuple[int, int]:
     status = serve.status()
     return status.proxies["0"].pid, status.applications["a1"].deployments["Mixed"].replicas[0].pid
-
-
-def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -68,7 +68,7 @@ def test_the_docs_pages_find_their_schema(deploy: Deploy, http: httpx.Client) ->
     assert [parameter["name"] for parameter in parameters] == ["name", "count"]
 
 
-@pytest.mark.filterwarnings("ignore:.*on_event is deprecated")
+@pytest.mark.filterwarnings(r"ignore:\s*on_event is deprecated")
 def test_a_class_and_its_application_made_in_a_function(deploy: Deploy, http: httpx.Client, notes: Notes) -> None:
     """All of it goes to the replica by value; FastAPI's locks are made anew there."""
     app = FastAPI()
@@ -211,7 +211,7 @@ def test_what_is_wrong_is_said_at_once(deploy: Deploy) -> None:
             def root() -> None: ...  # type: ignore[misc]
 
 
-@pytest.mark.filterwarnings("ignore:.*on_event is deprecated")
+@pytest.mark.filterwarnings(r"ignore:\s*on_event is deprecated")
 def test_a_lifespan_that_fails_is_a_deploy_error(deploy: Deploy) -> None:
     app = FastAPI()
 

@@ -93,6 +93,10 @@ def lives(pid: int) -> bool:
         return False
 
 
+def descriptors_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
 # -- scripts ----------------------------------------------------------------------------------------
 
 PREAMBLE = """

@@ -305,6 +305,29 @@ def test_what_was_sent_but_not_started_is_sent_again() -> None:
     play(scene)
 
 
+def test_what_was_not_started_goes_to_a_replica_that_is_idle_already() -> None:
+    async def scene(router: Router) -> None:
+        def silent(exchange: Exchange) -> None:
+            exchange.session._accepted.clear()
+            exchange.session.close()
+
+        listener = await listen("memory:a", silent, "a")
+        idle = await Replica("b", 5).start()
+        router.chance = lambda: 0.0  # the first of two equally loaded ones
+        router.apply(snapshot(target(Replica("a", 5), idle, queue=10)))
+        await until(lambda: all(link.peer for link in router.lanes["app/D"].links.values()))
+        (call,) = submit(router, "1")
+        assert call.link is not None and call.link.target.id == "a"
+        await listener.close()  # nobody comes back there
+        await until(lambda: idle.held)
+        idle.answer()
+        await call.ended.wait()
+        assert call.outcome is Outcome.OK and call.losses == 1
+        await idle.die()
+
+    play(scene)
+
+
 def test_a_call_that_kills_every_replica_before_it_starts_ends_after_some_losses() -> None:
     async def scene(router: Router) -> None:
         def silent(exchange: Exchange) -> None:

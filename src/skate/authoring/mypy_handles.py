@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 from mypy.checker import TypeChecker
 from mypy.errorcodes import ATTR_DEFINED, MISC
@@ -23,7 +22,9 @@ from mypy.nodes import (
     ARG_POS,
     ARG_STAR2,
     CallExpr,
+    Decorator,
     FuncDef,
+    SymbolNode,
     SymbolTableNode,
     TypeInfo,
 )
@@ -212,6 +213,8 @@ def _callable(
         fail(f'"{target.type.name}" has no "__call__": name a method, handle.<method>.remote(...)', ATTR_DEFINED)
         return None
     found = get_proper_type(checker.expr_checker.analyze_external_member_access(name, target, context.context))
+    if isinstance(found, CallableType) and symbol is not None and _yields(symbol.node):
+        return found.copy_modified(ret_type=_generator(checker, found.ret_type))
     if isinstance(found, FunctionLike):
         return found
     if isinstance(found, Instance) and name != "__call__":
@@ -233,8 +236,8 @@ def _served(target: Type) -> ProperType | None:
 
 
 def _is_method(target: Type) -> bool:
-    definition = target.definition if isinstance(target, CallableType) else None
-    return isinstance(definition, FuncDef) and bool(definition.info)
+    """Told by its name, "predict of Model"; its definition is not kept in mypy's cache."""
+    return isinstance(target, CallableType) and " of " in (target.name or "")
 
 
 def _takes_request(wanted: Type) -> bool:
@@ -251,7 +254,7 @@ def _simplified(called: CallableType) -> CallableType:
         return called
     rest = [one for one in called.variables if one not in narrow]
     free = called.copy_modified(variables=rest)
-    return cast(CallableType, expand_type(free, {one.id: _ANYTHING for one in narrow}))
+    return expand_type(free, {one.id: _ANYTHING for one in narrow})
 
 
 def _is_bound(variable: TypeVarType) -> bool:
@@ -289,6 +292,21 @@ def _argument(value: ProperType, base: str) -> Type | None:
     return None
 
 
+def _yields(node: SymbolNode | None) -> bool:
+    function = node.func if isinstance(node, Decorator) else node
+    return isinstance(function, FuncDef) and (function.is_generator or function.is_async_generator)
+
+
+def _generator(checker: TypeChecker, declared: Type) -> Type:
+    """What a function with ``yield`` really returns, where less was declared; so that the type alone tells."""
+    proper = get_proper_type(declared)
+    if isinstance(proper, Instance) and proper.type.fullname in ("typing.Iterator", "typing.Iterable"):
+        return checker.named_generic_type("typing.Generator", [proper.args[0], _ANYTHING, _ANYTHING])
+    if isinstance(proper, Instance) and proper.type.fullname == "typing.AsyncIterable":
+        return checker.named_generic_type("typing.AsyncIterator", [proper.args[0]])
+    return declared
+
+
 def _item(called: CallableType, value: Type, fail: Fail) -> Type:
     """The items of a stream."""
     proper = get_proper_type(value)
@@ -304,11 +322,8 @@ def _item(called: CallableType, value: Type, fail: Fail) -> Type:
 
 
 def _refuse_stream(called: CallableType, value: Type, fail: Fail) -> None:
-    definition, proper = called.definition, get_proper_type(value)
-    sure = ["typing.AsyncIterator", "typing.Generator"]
-    if isinstance(definition, FuncDef) and (definition.is_generator or definition.is_async_generator):
-        sure += ["typing.AsyncIterable", "typing.Iterable"]
-    if any(_argument(proper, base) is not None for base in sure):
+    proper = get_proper_type(value)
+    if any(_argument(proper, base) is not None for base in ("typing.AsyncIterator", "typing.Generator")):
         fail(f"{_shown(called)} is a generator: call it through handle.options(stream=True)")
 
 

@@ -10,6 +10,8 @@ imports this.
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 
 from mypy.errorcodes import ARG_TYPE
 from mypy.messages import format_type
@@ -26,7 +28,7 @@ from mypy.nodes import (
     Var,
 )
 from mypy.options import Options
-from mypy.plugin import AttributeContext, ClassDefContext, MethodContext, MethodSigContext, Plugin
+from mypy.plugin import AttributeContext, ClassDefContext, MethodContext, MethodSigContext, Plugin, ReportConfigContext
 from mypy.plugins.common import add_attribute_to_class, add_method_to_class
 from mypy.subtypes import is_subtype
 from mypy.types import (
@@ -43,11 +45,13 @@ from mypy.types import (
     get_proper_type,
 )
 
+from skate.authoring import mypy_handles
 from skate.authoring.mypy_handles import HandleTypes
 
 _HOME = "skate.authoring.deployment"
 _DECORATOR = f"{_HOME}.deployment"
 _HANDLE = "skate.dataplane.handle.DeploymentHandle"
+_EDITION = sha256(Path(mypy_handles.__file__).read_bytes()).hexdigest()
 _ACCEPTED = (ARG_POS, ARG_OPT, ARG_STAR, ARG_NAMED, ARG_NAMED_OPT, ARG_STAR2)
 
 
@@ -57,6 +61,10 @@ class DeploymentPlugin(Plugin):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self._handles = HandleTypes(self.lookup_fully_qualified)
+
+    def report_config_data(self, ctx: ReportConfigContext) -> str:
+        """What mypy's cache was made with; of a plugin it looks at the one file that the configuration names."""
+        return _EDITION
 
     def get_class_decorator_hook_2(self, fullname: str) -> Callable[[ClassDefContext], bool] | None:
         return _declare if fullname == _DECORATOR else None

@@ -244,6 +244,7 @@ class Lane:
             call.end(Outcome.LOST, ReplicaDiedError(text + "; its replicas keep dying"))
             return
         self._take_back(call)
+        self.dispatch()
 
     def ready(self, link: Link, count: int) -> None:
         """A replica that had refused promises ``count`` slots."""
