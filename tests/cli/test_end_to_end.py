@@ -44,7 +44,11 @@ def test_ctrl_c_while_a_constructor_runs_leaves_nothing(here: Place) -> None:
 
 
 def test_a_second_ctrl_c_does_not_wait(here: Place) -> None:
-    stuck = "def __del__(self):\n        print('stuck', flush=True)\n        import time; time.sleep(60)\n\n    def __call__"
+    stuck = """def __del__(self):
+        print("stuck", flush=True)
+        import time; time.sleep(60)
+
+    def __call__"""
     here.write("stuck.py", HELLO.replace("def __call__", stuck))
     running = here.start("run", "stuck:app", "--port", "0")
     running.until("Ctrl-C ends it")
@@ -184,10 +188,7 @@ def test_a_supervisor_that_dies_is_an_error(here: Place) -> None:
 
 
 def test_reload_serves_what_changed_and_keeps_the_old_version_when_it_is_wrong(here: Place, free_port: int) -> None:
-    here.write(
-        "app.py",
-        HELLO.replace("return self.word", "return WORD").replace("from skate", "from word import WORD\nfrom skate"),
-    )
+    here.write("app.py", "from word import WORD\n" + HELLO.replace("return self.word", "return WORD"))
     here.write("word.py", "WORD = 'one'")
     running = here.start("run", "app:app", "--reload", "--port", str(free_port))
     running.until("Ctrl-C ends it")

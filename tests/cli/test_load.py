@@ -157,6 +157,7 @@ def test_a_directory_that_is_not_there(folder: Path) -> None:
 
 
 def test_preload_modules_are_looked_for(folder: Path) -> None:
+    load.put_first(".")
     load.check_preload(["json", "things"])
-    with pytest.raises(ImportPathError, match="--preload not_there.at_all"):
+    with pytest.raises(ImportPathError, match=r"--preload not_there\.at_all"):
         load.check_preload(["not_there.at_all"])

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 
+import click
 import pytest
 from msgspec.structs import replace
 
@@ -35,7 +36,7 @@ def status(*phases: tuple[ReplicaPhase, float], message: str = "") -> ServeStatu
 def lines_of(*seen: tuple[float, ServeStatus]) -> list[str]:
     screen = Lines()
     screen.begin("default", 0.0)
-    return [line for now, one in seen for line in screen.news(one, now)]
+    return [click.unstyle(line) for now, one in seen for line in screen.news(one, now)]
 
 
 def test_a_line_for_each_change() -> None:

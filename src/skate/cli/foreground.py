@@ -21,12 +21,13 @@ from skate.cli.screen import Screen, addresses, summary
 from skate.controlplane import instance as instances
 from skate.controlplane.instance import Instance
 from skate.core.clock import Clock
-from skate.core.errors import DeployError, NotFoundError, NotRunningError, SkateError
+from skate.core.errors import DeployError, NotFoundError, NotRunningError, OptionError, SkateError
 from skate.core.specs import ApplicationStatus, AppSpec, ServeStatus
 from skate.dataplane import caller as callers
 from skate.engine.runtime_dir import running_pid
 
 WORKER_END_S = 10.0  # for a thread that was starting something when the end came
+UNSTARTED_GRACE_S = 1.0  # what has never been ready has no request to finish
 FOLLOW_AGAIN_S = 0.2  # after the controller was lost
 FOLLOW_TRIES_MAX = 50
 
@@ -108,6 +109,7 @@ class Foreground:
         self._busy = False  # a thread is at work, until it has posted Deployed or Failed
         self._waiting: tuple[str, ...] = ()  # files that have changed meanwhile
         self._latest = ServeStatus()
+        self._sent = False  # the controller may know of our application
         self._deployed_at: float | None = None
         self._began = 0.0
         self._reached: str | None = None  # RUNNING or DEPLOY_FAILED, once this deployment got there
@@ -117,9 +119,9 @@ class Foreground:
 
     def run(self) -> int:
         """Blocks until the end; the exit code. Raises what kept the application from its first start."""
-        self._spec = self._source.load()  # nothing was started yet, so an error leaves nothing
-        self._began = self._clock.now()
         try:
+            self._spec = self._source.load()  # nothing was started yet, so an error leaves nothing
+            self._began = self._clock.now()
             with self._inbox.signals(self._screen.settle):
                 try:
                     self._serve(self._spec)
@@ -227,7 +229,12 @@ class Foreground:
         self._deploy(instance, spec)
 
     def _deploy(self, instance: Instance, spec: AppSpec) -> None:
-        self._inbox.post(Deployed(instance.run(_deploy(instance, spec))))
+        self._sent = True
+        try:
+            self._inbox.post(Deployed(instance.run(_deploy(instance, spec))))
+        except OptionError:  # refused; what has this name is not ours
+            self._sent = self._ran
+            raise
 
     def _reload(self, files: tuple[str, ...]) -> None:
         instance = self._instance
@@ -254,8 +261,11 @@ class Foreground:
         elif instance.owned:
             if self._inbox.interrupted:
                 self._screen.line("Ending; Ctrl-C again ends at once.")
-            instance.shutdown()
-        elif spec is not None and self._over in (None, "interrupted"):
+            if instance.launched is not None and not self._ran and len(self._latest.applications) < 2:
+                instance.launched.close(UNSTARTED_GRACE_S)
+            else:
+                instance.shutdown()
+        elif spec is not None and self._sent and self._over in (None, "interrupted"):
             self._screen.line(f"Deleting application {spec.name}.")
             with contextlib.suppress(NotFoundError, NotRunningError):
                 instance.delete(spec.name)

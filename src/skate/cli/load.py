@@ -54,6 +54,7 @@ def put_first(app_dir: str) -> None:
     directory = os.path.abspath(app_dir)
     if not os.path.isdir(directory):
         raise ImportPathError(f"--app-dir {app_dir} is no directory")
+    importlib.invalidate_caches()
     first = list(dict.fromkeys((directory, os.getcwd())))
     sys.path[:] = first + [entry for entry in sys.path if os.path.abspath(entry) not in first]
 

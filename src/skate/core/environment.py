@@ -78,3 +78,8 @@ def environment() -> Environment:
 def export(variables: Mapping[str, str]) -> None:
     """Sets variables of this process for user code that will run in it (``runtime_env: env_vars`` of a replica)."""
     os.environ.update(variables)
+
+
+def export_default(name: str, value: str) -> None:
+    """Sets a variable of this process unless it is set."""
+    os.environ.setdefault(name, value)

@@ -155,7 +155,7 @@ class RuntimeEnv(msgspec.Struct, frozen=True, omit_defaults=True):
 class RayActorOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Resources of one replica. On one machine they are recorded, and no application ever waits for them."""
 
-    num_cpus: A[float | None, Option(number(0, none=True), "CPUs of one replica.", "CPUs", "restart")] = None
+    num_cpus: A[float | None, Option(number(0, none=True), "CPUs of one replica; OMP_NUM_THREADS follows it.", "CPUs", "restart")] = None
     num_gpus: A[float | None, Option(number(0, none=True), "GPUs of one replica.", "GPUs", "restart")] = None
     memory: A[float | None, Option(number(0, none=True), "Memory of one replica.", "bytes", "restart")] = None
     resources: A[

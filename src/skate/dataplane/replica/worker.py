@@ -20,7 +20,7 @@ import msgspec
 from skate.authoring.code import load, loads
 from skate.core import context
 from skate.core.context import ReplicaContext
-from skate.core.environment import export
+from skate.core.environment import export, export_default
 from skate.core.specs import DeploymentSpec, HandleRef, ReplicaConfig, ReplicaPhase, ReplicaReport
 from skate.dataplane import caller as callers
 from skate.dataplane.caller import Caller
@@ -188,7 +188,10 @@ def apply_environment(config: ReplicaConfig) -> None:
             sys.path.insert(0, path)
     if config.cwd is not None and os.path.isdir(config.cwd):
         os.chdir(config.cwd)
-    export(config.deployment.options.env_vars)
+    options = config.deployment.options
+    export(options.env_vars)
+    # One thread per CPU asked for, as Ray does: replicas that each start a thread per core get in each other's way.
+    export_default("OMP_NUM_THREADS", str(max(1, int(options.ray_actor_options.num_cpus or 1))))
 
 
 def with_handles(value: Any) -> Any:
