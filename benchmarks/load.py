@@ -83,7 +83,7 @@ def measure(which: str, url: str, connections: int, seconds: int) -> Load:
 
 _TOTAL = re.compile(r"^\s*(\d+) requests in ([\d.]+)(us|ms|s|m|h),", re.MULTILINE)
 _PERCENTILE = re.compile(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m|h)\s*$", re.MULTILINE)
-_MAXIMUM = re.compile(r"^\s+Latency\s+\S+\s+\S+\s+([\d.]+)(us|ms|s|m|h)\s", re.MULTILINE)
+_MAXIMUM = re.compile(r"^ +Latency +[\d.]+\w+ +[\d.]+\w+ +([\d.]+)(us|ms|s|m|h) ", re.MULTILINE)
 _BAD_STATUS = re.compile(r"Non-2xx or 3xx responses: (\d+)")
 _BAD_SOCKET = re.compile(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)")
 _UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}

@@ -34,7 +34,7 @@ BUSY_S = 0.5
 
 
 def busy() -> float | None:
-    """The share of all cores that others use now, 0 to 1, while this process sleeps; None if the system does not say."""
+    """The share of all cores in use, 0 to 1, while this process sleeps; None if the system does not say."""
     before = _cpu_ticks()
     sleep(BUSY_S)
     after = _cpu_ticks()

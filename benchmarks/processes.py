@@ -37,8 +37,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def child(command: Sequence[str], stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A process that lives as long as the block: its stdin is closed, and if that does not end it, it is killed."""
-    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=stdout, text=True)
+    """A process that lives as long as the block: its stdin is closed, and if that does not end it, it is killed.
+
+    In a session of its own, so that Ctrl-C reaches the benchmark alone, which then ends it.
+    """
+    command = [sys.executable, *command]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, text=True, start_new_session=True)
     try:
         yield process
     finally:

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from skate.controlplane.controller import CLOSING_S
 from skate.controlplane.store import MemoryStore
 from skate.core.errors import NotFoundError, NotRunningError, OptionError, SkateError, WireError
 from skate.core.specs import AppSpec, DeploymentSpec, HttpOptions, LedgerReport, ServeStatus
@@ -73,7 +74,7 @@ def test_a_replica_is_unpublished_before_it_is_told_to_stop() -> None:
             deleting = asyncio.create_task(client.delete("a"))
             await until(lambda: not router.deployments, "the deployment to go")
             await until(lambda: here.engine.processes["a/A#1"].stopping.is_set(), "the stop")
-            assert here.engine.processes["a/A#1"].grace_s == 3.0
+            assert here.engine.processes["a/A#1"].grace_s == 3.0 + CLOSING_S
             assert here.controller.status().applications["a"].status == "DELETING"
             assert not deleting.done()
             await client.deploy(app("a"))  # comes back while the last one is still going
@@ -93,7 +94,7 @@ def test_a_stop_that_is_not_obeyed_is_asked_for_again_without_grace() -> None:
             await client.deploy(app("a", deployment("a", "A", "busy", graceful_shutdown_timeout_s=3.0)))
             await here.state("a", "RUNNING")
             deleting = asyncio.create_task(client.delete("a"))
-            await until(lambda: here.engine.processes["a/A#1"].grace_s == 3.0, "the stop")
+            await until(lambda: here.engine.processes["a/A#1"].grace_s == 3.0 + CLOSING_S, "the stop")
             here.clock.advance(8.1)
             await until(lambda: here.engine.processes["a/A#1"].grace_s == 0.0, "the kill")
             here.engine.crash("a/A#1")

@@ -60,14 +60,10 @@ def http(instance: Instance) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def deploy(instance: Instance, request: pytest.FixtureRequest) -> Iterator[Deploy]:
-    """``deploy(app)`` runs an application under a name and a prefix of its own (``/a1``, ``/a2`` ...), for this test.
-
-    The default prefix ``/`` can be asked for. Gives the handle.
-    """
+    """``deploy(app)`` runs an application as ``a1`` at ``/a1``, or under another name, until the test ends. Gives the handle."""
     names: list[str] = []
 
-    def run(app: Any, name: str | None = None, route_prefix: str | None = "") -> Any:
-        name = name or f"a{len(names) + 1}"
+    def run(app: Any, name: str = "a1", route_prefix: str | None = "") -> Any:
         names.append(name)
         return serve.run(app, name=name, route_prefix=f"/{name}" if route_prefix == "" else route_prefix)
 

@@ -1,6 +1,7 @@
-"""A FastAPI ingress, with all that FastAPI has, under any prefix."""
+"""A FastAPI ingress, with all that FastAPI has, under any prefix.
 
-from __future__ import annotations
+Annotations are not deferred here: FastAPI could not read those that name local things.
+"""
 
 import threading
 from typing import Annotated, Any

@@ -114,7 +114,7 @@ function.method  # E: attr-defined
 serve.run(Api.bind()).remote()  # E: attr-defined
 serve.run(Api.bind()).say_hi.remote(1)  # E: arg-type
 skate.get(3)  # E: call-overload
-wrong: list[str] = skate.get([handle.remote(3)])  # E: arg-type
+wrong: list[str] = skate.get([handle.remote(3)])  # E: list-item
 narrower: serve.DeploymentHandle[Guesses] = handle  # E: assignment
 
 Driver.bind(add_one.bind())  # E: arg-type

@@ -243,8 +243,16 @@ def _with_annotations(obj: Any, reduced: Any) -> Any:
     if reduced is NotImplemented or len(reduced) < 3 or not isinstance(obj, type | FunctionType):
         return reduced
     scope = vars(sys.modules.get(obj.__module__ or "", object)) if isinstance(obj, type) else obj.__globals__
-    state = tuple({**part, **_read(part, scope)} if isinstance(part, dict) else part for part in reduced[2])
+    state = tuple(
+        {**part, **_read(part, scope), **_alone(part)} if isinstance(part, dict) else part for part in reduced[2]
+    )
     return (*reduced[:2], state, *reduced[3:])
+
+
+def _alone(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A pydantic model that is complete does not need the local variables among which it was written."""
+    name = "__pydantic_parent_namespace__"
+    return {name: None} if name in attributes and attributes.get("__pydantic_complete__") else {}
 
 
 def _read(attributes: Mapping[str, Any], scope: Mapping[str, Any]) -> dict[str, Any]:

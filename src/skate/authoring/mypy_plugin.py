@@ -139,17 +139,16 @@ def _check_nodes(context: MethodContext) -> Type:
     """``Driver.bind(Model.bind())``: the constructor of Driver gets a handle of Model; is that what it wants?"""
     made = get_proper_type(context.default_return_type)
     if not isinstance(made, Instance) or made.type.fullname != f"{_HOME}.Application":
-        return made
-    for name, wanted, given in zip(context.callee_arg_names, _wanted(context), context.arg_types, strict=False):
-        for place, actual in enumerate(given):
-            node = get_proper_type(actual)
-            if not isinstance(node, Instance) or node.type.fullname != made.type.fullname or _fits(node, wanted):
-                continue
-            what = f'Argument "{name}"' if name else "An argument"
-            shown = format_type(wanted, context.api.options)
-            message = f"{what} of bind is given {format_type(node.args[0], context.api.options)}, but wants {shown}"
-            context.api.fail(message, context.args[context.arg_types.index(given)][place], code=ARG_TYPE)
-    return made
+        return context.default_return_type
+    formals = zip(context.callee_arg_names, _wanted(context), context.arg_types, context.args, strict=False)
+    for name, wanted, given, expressions in formals:
+        for kind, expression in zip(given, expressions, strict=True):
+            node = get_proper_type(kind)
+            if isinstance(node, Instance) and node.type.fullname == made.type.fullname and not _fits(node, wanted):
+                got, expected = (format_type(one, context.api.options) for one in (node, wanted))
+                what = f'Argument "{name}"' if name else "An argument"
+                context.api.fail(f"{what} of bind is {got}, but a {expected} is wanted", expression, code=ARG_TYPE)
+    return context.default_return_type
 
 
 def _wanted(context: MethodContext) -> list[Type]:

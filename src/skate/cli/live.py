@@ -150,7 +150,8 @@ class LiveTable:
             self._add_counts(table, app)
         else:
             self._add_replicas(table, app, now - self._seen_at)
-        return Group(head, table)
+        troubles = [(name, brief(deployment.message)) for name, deployment in app.deployments.items()]
+        return Group(head, table, *(Text(f"  {name}: {said}", "red") for name, said in troubles if said))
 
     def _add_replicas(self, table: Table, app: ApplicationStatus, since_s: float) -> None:
         for deployment in app.deployments.values():
@@ -164,11 +165,9 @@ class LiveTable:
             if len(deployment.replicas) < deployment.target_replicas:
                 missing = deployment.target_replicas - len(deployment.replicas)
                 table.add_row("  " + deployment.name, "", Text(f"{missing} to start", "dim"), "")
-            if said := brief(deployment.message):
-                table.add_row("", "", Text(said, "red"), "")
 
     def _add_counts(self, table: Table, app: ApplicationStatus) -> None:
         for deployment in app.deployments.values():
             phases = [replica.phase for replica in deployment.replicas]
             counts = ", ".join(f"{phases.count(phase)} {phase}" for phase in dict.fromkeys(phases))
-            table.add_row("  " + deployment.name, f"of {deployment.target_replicas}", counts, brief(deployment.message))
+            table.add_row("  " + deployment.name, f"of {deployment.target_replicas}", counts)

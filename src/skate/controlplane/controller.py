@@ -69,6 +69,7 @@ logger = logging.getLogger("skate.controller")
 REPLICA_ENTRY = "skate.dataplane.replica.worker:run"
 PROXY_ENTRY = "skate.dataplane.proxy.server:run"
 APPS_MAX = 1000  # applications of one instance
+CLOSING_S = 4.0  # beyond its grace, for a replica to fail what is unfinished and run its destructor; below OVERDUE_S
 STATUS_PERIOD_S = 0.05  # between two statuses of one watcher
 OBSERVE_AGAIN_S = 0.2  # after the engine could not be asked
 OBSERVE_TRIES_MAX = 25  # in a row; then the supervisor is gone and so are we
@@ -246,11 +247,14 @@ class Controller:
             return StartProcess(self._replica_process(action))
         if isinstance(action, StartProxy):
             assert self.config.http is not None
-            proxy = ProxyConfig(action.id, self.config.address, self.config.http)
+            http, before = self.config.http, self._memory.proxies.get(action.id)
+            if http.port == 0 and before is not None and before.address:  # clients know the one that it had
+                http = replace(http, port=int(before.address.rpartition(":")[2]))
+            proxy = ProxyConfig(action.id, self.config.address, http, share_port=self.config.proxies > 1)
             name = PROXY_PREFIX + action.id
             return StartProcess(ProcessSpec(name, "proxy", f"skate: {name}", PROXY_ENTRY, _encode(proxy)))
         if isinstance(action, StopReplica):
-            return StopProcess(action.id, action.grace_s)
+            return StopProcess(action.id, action.grace_s + CLOSING_S if action.grace_s else 0.0)
         if isinstance(action, StopProxy):
             return StopProcess(PROXY_PREFIX + action.id, action.grace_s)
         return ForgetProcess(_process_id(action))

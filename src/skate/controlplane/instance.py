@@ -69,7 +69,11 @@ class Instance:
     async def client(self) -> ControllerClient:
         """Calls to the controller, over a connection that is made again when it was lost."""
         if self._client is None or self._client.peer.closed:
-            self._client = ControllerClient(await self._peer())
+            peer = await self._peer()
+            if self._client is None or self._client.peer.closed:
+                self._client = ControllerClient(peer)
+            else:  # another thread's call was faster
+                peer.close()
         return self._client
 
     async def _peer(self) -> Peer:
@@ -142,8 +146,10 @@ class Instance:
     def shutdown(self) -> None:
         """Ends the whole instance, whoever started it, and waits until it is gone."""
         pid = running_pid(self.runtime_dir) if self._inline is None else None
+        asked = False
         try:
             self.run(self._shutdown(), STOP_TIMEOUT_S)
+            asked = True
         except Exception:
             if self.launched is None and self._inline is None:
                 raise
@@ -154,7 +160,15 @@ class Instance:
             self._inline = None
         elif self.launched is None and pid is not None:
             _wait_gone(self.runtime_dir, STOP_TIMEOUT_S)
+        elif self.launched is not None and asked:
+            self._wait_ended(self.launched)
         self.leave()
+
+    def _wait_ended(self, launched: Launched) -> None:
+        """Gives requests in flight the grace of their deployments; the controller ends the instance after that."""
+        until = self._clock.now() + STOP_TIMEOUT_S
+        while launched.alive() and self._clock.now() < until:
+            threading.Event().wait(POLL_S)
 
     async def _shutdown(self) -> None:
         await (await self.client()).shutdown()

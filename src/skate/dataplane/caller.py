@@ -106,7 +106,7 @@ class _Place:
     def __init__(self) -> None:
         self.caller: Caller | None = None
         self.thread: IoThread | None = None
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def forget(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -157,9 +157,10 @@ def start(address: str, name: str | None = None, clock: Clock | None = None) -> 
 
 def io_thread() -> IoThread:
     """The process's I/O thread; started when first asked for."""
-    if _place.thread is None:
-        _place.thread = IoThread()
-    return _place.thread
+    with _place.lock:
+        if _place.thread is None:
+            _place.thread = IoThread()
+        return _place.thread
 
 
 async def _make(address: str, name: str, clock: Clock) -> Caller:

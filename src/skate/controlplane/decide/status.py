@@ -143,7 +143,8 @@ def deployment_state(
         return "HEALTHY", ""
     if memory.settled:
         ready = sum(one.stage == "ready" for one in standing)
-        return "UNHEALTHY", f"{ready} of {target} replicas are ready. The last error:\n{failures.error}"
+        why = f" The last error:\n{failures.error}" if failures.error else ""
+        return "UNHEALTHY", f"{ready} of {target} replicas are ready.{why}"
     if is_failing(spec, memory):
         ending = "No more are tried until it is deployed again." if gave_up(spec, memory) else "Trying goes on slowly."
         count = f"{failures.in_a_row} replicas failed to start in a row."

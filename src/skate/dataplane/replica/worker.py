@@ -70,7 +70,7 @@ class Worker:
 
     async def start(self) -> None:
         """Imports, constructs, listens. Raises ReplicaFailed after it told the controller why."""
-        stage = "importing its code"
+        stage = "the import of its code"
         try:
             await self.tell("importing")
             apply_environment(self.config)
@@ -79,11 +79,11 @@ class Worker:
             stage = "its constructor"
             await self.tell("loading")
             await self._load(code, with_handles(args), with_handles(kwargs))
-            stage = "listening"
+            stage = "opening its socket"
             await self._listen()
         except Exception as error:
             trace = "".join(traceback.format_exception(error))
-            text = f"replica {self.config.id} failed in {stage}: {type(error).__name__}: {error}\n{trace}"
+            text = f"in {stage}: {type(error).__name__}: {error}\n{trace}"
             await self.tell("failed", text[-32_000:])
             raise ReplicaFailed(text) from None
         gc.collect()
