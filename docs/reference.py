@@ -20,8 +20,8 @@ INTRO = """# Options
 
 Made from the declarations in `src/skate/core/options.py` by `python -m docs.reference`; do not edit by hand.
 
-Names and defaults are Ray Serve's. *Later* means: the value is checked and has no effect in this version; using it gives
-one `NotYetWarning`. An unknown name is an `OptionError` that names the nearest right one.
+Names and defaults are Ray Serve's. *Later* means: the value is checked and has no effect in this version; using it
+gives one `NotYetWarning`. An unknown name is an `OptionError` that names the nearest right one.
 """
 
 
@@ -48,7 +48,9 @@ def table(kind: type[msgspec.Struct]) -> str:
 
 def page() -> str:
     """The whole page."""
-    http = "\n".join((HEAD, *(row(name, option, getattr(HttpOptions(), name)) for name, option in HTTP_OPTIONS.items())))
+    http = "\n".join(
+        (HEAD, *(row(name, option, getattr(HttpOptions(), name)) for name, option in HTTP_OPTIONS.items()))
+    )
     parts = (
         INTRO,
         "## `@serve.deployment(...)` and `.options(...)`\n",
@@ -63,8 +65,8 @@ def page() -> str:
         "\n## `http_options` of `serve.start`\n",
         http,
         "\n## Environment\n",
-        "`SKATE_RUNTIME_DIR` (folder of sockets; default `$XDG_RUNTIME_DIR/skate` or `/tmp/skate-<uid>`), `SKATE_INSTANCE` "
-        "(name of the instance, default `default`), `SKATE_LOG_LEVEL` (default `INFO`).\n",
+        "`SKATE_RUNTIME_DIR` (folder of sockets; default `$XDG_RUNTIME_DIR/skate` or `/tmp/skate-<uid>`), "
+        "`SKATE_INSTANCE` (name of the instance, default `default`), `SKATE_LOG_LEVEL` (default `INFO`).\n",
     )
     return "\n".join(parts)
 

@@ -115,7 +115,9 @@ def application_spec(target: Any, name: str = DEFAULT_APP, route_prefix: str | N
     """The application as a plain value. Raises what ``run`` raises before anything runs."""
     if not isinstance(target, Application):
         hint = " (did you forget .bind()?)" if isinstance(target, (Deployment, type)) or callable(target) else ""
-        raise TypeError(f"serve.run() takes a bound deployment, Deployment.bind(...), not {type(target).__name__}{hint}")
+        raise TypeError(
+            f"serve.run() takes a bound deployment, Deployment.bind(...), not {type(target).__name__}{hint}"
+        )
     check_name(name)
     prefix = check_route_prefix(route_prefix)
     paths = tuple(os.path.abspath(path or ".") for path in sys.path if not path.endswith(".zip"))
@@ -174,7 +176,8 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
         here = context.replica_context()
         if here is None:
             raise ContextError(
-                "get_deployment_handle() needs app_name outside a replica: get_deployment_handle(name, app_name='default')"
+                "get_deployment_handle() needs app_name outside a replica: "
+                "get_deployment_handle(name, app_name='default')"
             )
         app_name = here.app_name
     lanes = _caller().router.lanes

@@ -1,4 +1,4 @@
-"""The router against replicas of memory: order, late binding, one outcome for each call, retries of what was not started."""
+"""The router against replicas of memory: order, late binding, one outcome for each call, and retries."""
 
 from __future__ import annotations
 
@@ -197,7 +197,9 @@ def test_two_routers_share_a_replica_in_turn_and_never_exceed_its_limit() -> Non
         assert replica.most == 1
         assert [id for id in replica.seen if id[0] == "m"] == [f"m{i}" for i in range(10)]
         assert [id for id in replica.seen if id[0] == "t"] == [f"t{i}" for i in range(10)]
-        longest = max(len(run) for run in "".join(id[0] for id in replica.seen).replace("mt", "m t").replace("tm", "t m").split())
+        longest = max(
+            len(run) for run in "".join(id[0] for id in replica.seen).replace("mt", "m t").replace("tm", "t m").split()
+        )
         assert longest <= 3, replica.seen
         await other.close()
         await replica.die()

@@ -84,7 +84,6 @@ handle.remote()  # E: call-arg
 handle.remote(1, 2)  # E: call-arg
 handle.remote(handle.predict.remote([]))  # E: arg-type
 handle.predict.remote(["a"])  # E: list-item
-handle.predict.remote([1.0], 2.0)  # E: call-arg
 handle.predict.remote([1.0], scale="a")  # E: arg-type
 handle.predict.remote([handle.remote(1)])  # E: list-item
 assert_type(handle.remote(1), serve.Response[str])  # E: assert-type
@@ -128,6 +127,5 @@ def perhaps(maybe: serve.DeploymentHandle[Model] | None) -> None:
 
 
 async def waits() -> None:
-    await handle  # E: misc
     for one in handle.options(stream=True).count.remote(3):
         one.upper()  # E: attr-defined

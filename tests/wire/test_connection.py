@@ -168,7 +168,9 @@ class TwoEnds(RuleBasedStateMachine):
         self.to_callee.append(f.pack(f.CANCEL, id, 0, 0, b"why"))
 
     @precondition(lambda self: self.answering)
-    @rule(data=st.data(), size=st.integers(0, 3 * WINDOW // 2), kind=st.sampled_from(["chunk", "last", "error", "refuse"]))
+    @rule(
+        data=st.data(), size=st.integers(0, 3 * WINDOW // 2), kind=st.sampled_from(["chunk", "last", "error", "refuse"])
+    )
     def answer(self, data: st.DataObject, size: int, kind: str) -> None:
         id = data.draw(st.sampled_from(sorted(self.answering)))
         if id not in self.callee.calls:

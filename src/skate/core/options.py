@@ -77,9 +77,7 @@ class AutoscalingPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     policy_function: A[str, Option(target(), "Import path of the policy, or the policy itself.", since="later")] = (
         "skate.serve:default_autoscaling_policy"
     )
-    policy_kwargs: A[
-        dict[str, Any], Option(mapping(PLAIN), "Keyword arguments of a policy class.", since="later")
-    ] = {}
+    policy_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Keyword arguments of a policy class.", since="later")] = {}
 
 
 def _factor(about: str) -> Option:
@@ -133,9 +131,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 class RuntimeEnv(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the replica's process finds around it."""
 
-    env_vars: A[
-        dict[str, str], Option(mapping(text()), "Environment variables of the replica.", change="restart")
-    ] = {}
+    env_vars: A[dict[str, str], Option(mapping(text()), "Environment variables of the replica.", change="restart")] = {}
     pip: A[Any, Option(PLAIN, "Packages to install.", change="restart", since="later")] = None
     uv: A[Any, Option(PLAIN, "Packages to install with uv.", change="restart", since="later")] = None
     conda: A[Any, Option(PLAIN, "A conda environment.", change="restart", since="later")] = None
@@ -155,7 +151,10 @@ class RuntimeEnv(msgspec.Struct, frozen=True, omit_defaults=True):
 class RayActorOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Resources of one replica. On one machine they are recorded, and no application ever waits for them."""
 
-    num_cpus: A[float | None, Option(number(0, none=True), "CPUs of one replica; OMP_NUM_THREADS follows it.", "CPUs", "restart")] = None
+    num_cpus: A[
+        float | None,
+        Option(number(0, none=True), "CPUs of one replica; OMP_NUM_THREADS follows it.", "CPUs", "restart"),
+    ] = None
     num_gpus: A[float | None, Option(number(0, none=True), "GPUs of one replica.", "GPUs", "restart")] = None
     memory: A[float | None, Option(number(0, none=True), "Memory of one replica.", "bytes", "restart")] = None
     resources: A[
@@ -164,9 +163,9 @@ class RayActorOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     runtime_env: A[
         RuntimeEnv, Option(struct(RuntimeEnv), "Surroundings of the replica's process.", change="restart")
     ] = RuntimeEnv()
-    accelerator_type: A[
-        str | None, Option(text(none=True), "Kind of GPU needed.", change="restart", since="later")
-    ] = None
+    accelerator_type: A[str | None, Option(text(none=True), "Kind of GPU needed.", change="restart", since="later")] = (
+        None
+    )
     label_selector: A[
         dict[str, str], Option(mapping(text()), "Labels a node must have.", change="restart", since="later")
     ] = {}
@@ -321,12 +320,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     logging_config: A[
         LoggingConfig | None, Option(struct(LoggingConfig, none=True), "Logs.", change="reconfigure", since="later")
     ] = None
-    rolling_update_percentage: A[
-        float, Option(number(0, 1, above=True), "Share of replicas replaced at a time.")
-    ] = 0.2
-    max_surge_percent: A[
-        int, Option(whole(0, 100), "Replicas above the wanted number during an update.", "%")
-    ] = 0
+    rolling_update_percentage: A[float, Option(number(0, 1, above=True), "Share of replicas replaced at a time.")] = 0.2
+    max_surge_percent: A[int, Option(whole(0, 100), "Replicas above the wanted number during an update.", "%")] = 0
 
     @property
     def env_vars(self) -> dict[str, str]:
@@ -463,6 +458,7 @@ def restart_options(options: DeploymentOptions) -> dict[str, Any]:
 
 
 # -- the options of an instance, and of an application ----------------------------------------------
+
 
 def _read_root_path(value: Any) -> Any:
     if isinstance(value, str) and (not value or (value.startswith("/") and not value.endswith("/"))):

@@ -221,7 +221,7 @@ _OUTCOMES = {
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """The outcome that one of Skate's own errors stands for; what blames neither load nor loss is the callee's error."""
+    """The outcome that one of Skate's own errors stands for; what blames neither load nor loss is the callee's."""
     return _OUTCOMES.get(type(error).__name__, Outcome.USER_ERROR)
 
 

@@ -135,7 +135,9 @@ def current(address: str | None = None) -> Caller:
     if caller is not None:
         return caller
     if address is None:
-        raise NotRunningError("this process is not connected to a Skate instance: call serve.run(...) or serve.start() first")
+        raise NotRunningError(
+            "this process is not connected to a Skate instance: call serve.run(...) or serve.start() first"
+        )
     return start(address)
 
 
@@ -149,7 +151,9 @@ def start(address: str, name: str | None = None, clock: Clock | None = None) -> 
             return _place.caller
         thread = _place.thread or io_thread()
         try:
-            _place.caller = thread.run(_make(address, name or f"driver {os.getpid()}", clock or SystemClock()), START_TIMEOUT_S)
+            _place.caller = thread.run(
+                _make(address, name or f"driver {os.getpid()}", clock or SystemClock()), START_TIMEOUT_S
+            )
         except TimeoutError:
             raise NotRunningError(f"the controller at {address} did not answer within {START_TIMEOUT_S} s") from None
         return _place.caller

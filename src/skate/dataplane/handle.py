@@ -374,7 +374,7 @@ _OPTION_NAMES = ("method_name", "stream", "timeout_s")
 
 
 class DeploymentHandle(Generic[T_co]):
-    """Calls the replicas of one deployment: ``handle.remote(...)`` its ``__call__``, ``handle.method.remote(...)`` a method.
+    """Calls the replicas of one deployment: ``handle.remote(...)`` its ``__call__``, ``handle.m.remote(...)`` a method.
 
     Handles are values: they compare by what they lead to, can be pickled into another deployment or process, and
     be used by any number of threads. They hold no connection.
@@ -443,7 +443,7 @@ class DeploymentHandle(Generic[T_co]):
         return handle
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the method with these arguments and returns at once with a Response (ResponseStream with ``stream=True``).
+        """Calls the method with these arguments; returns at once with a Response (ResponseStream with ``stream=True``).
 
         A Response among the arguments is replaced by its value before the call is sent. Raises CodeError when an
         argument cannot be pickled, NotRunningError when this process is connected to no instance.
@@ -503,7 +503,9 @@ class DeploymentHandle(Generic[T_co]):
                 named = {name: await _resolved(value) for name, value in kwargs.items()}
             self._submit(answer, under, dumps((values, named)), deadline)
         except asyncio.CancelledError:
-            answer._failed(RequestCancelledError(f"request {answer.request_id} was cancelled while its arguments were awaited"))
+            answer._failed(
+                RequestCancelledError(f"request {answer.request_id} was cancelled while its arguments were awaited")
+            )
             raise
         except Exception as error:
             if isinstance(error, TimeoutError) and limit.expired():
@@ -591,5 +593,3 @@ def get(responses: Any, timeout_s: float | None = None) -> Any:
         left = max(0.0, until - clock.now()) if clock is not None and until is not None else None
         values.append(response.result(timeout_s=left))
     return values
-
-

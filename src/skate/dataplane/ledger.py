@@ -1,4 +1,4 @@
-"""The ledger: how many calls a router accepted and how each of them ended. Law: ``accepted == ended + open``, always."""
+"""The ledger: how many calls a router accepted and how each ended. Law: ``accepted == ended + open``, always."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ class Lane:
         for link in self.links.values():
             self._let_go(link)
         self.links.clear()
-        self._fail_waiting(DeploymentUnavailableError(f"deployment {self.target.key!r} was deleted while the call waited"))
+        self._fail_waiting(
+            DeploymentUnavailableError(f"deployment {self.target.key!r} was deleted while the call waited")
+        )
 
     def _fail_waiting(self, error: SkateError) -> None:
         waiting, self.waiting = self.waiting, deque()

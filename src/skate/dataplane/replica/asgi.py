@@ -116,8 +116,7 @@ async def serve_http(
     output.release()
     if not output.complete:
         raise RuntimeError(
-            "the ASGI application returned "
-            + ("in the middle of its answer" if output.begun else "without an answer")
+            "the ASGI application returned " + ("in the middle of its answer" if output.begun else "without an answer")
         )
     return None
 

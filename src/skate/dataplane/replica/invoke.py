@@ -211,9 +211,7 @@ class Invocation:
 
     def _enter(self) -> None:
         head, target = self.exchange.head, self.invoker.target
-        self.context = context.RequestContext(
-            head.request_id, target.app, target.deployment, head.route, self.deadline
-        )
+        self.context = context.RequestContext(head.request_id, target.app, target.deployment, head.route, self.deadline)
         context.request.set(self.context)
         self._check_deadline()
 

@@ -36,7 +36,6 @@ from skate.dataplane.wire.frames import (
 )
 from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_head
 
-
 logger = logging.getLogger("skate.wire")
 
 

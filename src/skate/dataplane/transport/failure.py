@@ -1,4 +1,4 @@
-"""How an error crosses processes. Law: Skate's own errors go by name, the user's by pickle between our own processes only.
+"""How an error crosses processes. Law: Skate's own go by name, the user's by pickle between our own processes only.
 
 A user's exception arrives as the user's own type with the remote traceback as its ``__cause__``; what does not
 pickle arrives as RemoteError with the type's name, its text and the traceback.
@@ -47,7 +47,9 @@ def encode_failure(error: BaseException, traceback: str | None = None) -> bytes:
             failure.status_code, failure.retry_after_s = error.status_code, error.retry_after_s
         return msgspec.msgpack.encode(failure)
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
     try:
         trial = dumps(error)
         loads(trial)  # many exceptions pickle but cannot be rebuilt: better to know it here

@@ -58,7 +58,7 @@ class MemoryTransport(asyncio.Transport):
 
 
 def connect_memory(name: str, caller: asyncio.Protocol) -> None:
-    """Joins ``caller`` with a new protocol of whoever listens at ``name``. Raises ConnectionRefusedError if nobody does."""
+    """Joins ``caller`` with a new protocol of whoever listens at ``name``; ConnectionRefusedError if nobody does."""
     make = LISTENERS.get(name)
     if make is None:
         raise ConnectionRefusedError(f"nobody listens at memory:{name}")

@@ -199,7 +199,7 @@ class Peer(Framed):
         on_chunk: Callable[[bytes], object],
         on_end: Callable[[BaseException | None], object],
     ) -> Callable[[], None]:
-        """A control call whose answer is a stream; returns what ends it. ``on_end`` comes exactly once, or never after that."""
+        """A control call whose answer is a stream; returns what ends it. ``on_end`` comes once, or never after that."""
         sink = _ControlSink(self, method, on_chunk, on_end)
         if self.closed:
             self.loop.call_soon(sink.wire_lost, None)
@@ -257,7 +257,9 @@ class _ControlSink:
         pass
 
     def wire_lost(self, error: Exception | None) -> None:
-        self._finish(RequestCancelledError(f"the connection to {self.peer.wire.peer_name} was lost during {self.method!r}"))
+        self._finish(
+            RequestCancelledError(f"the connection to {self.peer.wire.peer_name} was lost during {self.method!r}")
+        )
 
 
 class Listener:

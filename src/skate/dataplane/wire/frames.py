@@ -1,4 +1,4 @@
-"""Frames: how bytes on a connection are cut. Law: a frame is 12 bytes of header and its body; nothing waits for a delimiter.
+"""Frames: how bytes on a connection are cut. Law: a frame is a header of 12 bytes and its body; no delimiters.
 
     length u32 | call u32 | kind u8 | flags u8 | load u16 | body[length]
 
