@@ -62,6 +62,14 @@ def generator(wanted: str = "auto") -> str:
     return OWN
 
 
+def described(which: str) -> str:
+    """The generator with its version, for the file."""
+    if which != WRK:
+        return which
+    said = subprocess.run(["wrk", "-v"], capture_output=True, text=True, timeout=10).stdout.split()
+    return " ".join(said[:2])  # "wrk 4.1.0", then its build and its usage
+
+
 def measure(which: str, url: str, connections: int, seconds: int) -> Load:
     """Runs the load and waits for its end. Raises LoadError."""
     if not 1 <= connections <= CONNECTIONS_MAX or not 1 <= seconds <= SECONDS_MAX:

@@ -69,7 +69,7 @@ def _run(told: argparse.Namespace, folder: str) -> int:
 
     run: dict[str, Any] = machine.describe()
     which = load.generator(told.load)
-    run["load"] = which
+    run["load"] = load.described(which)
     began = monotonic()
     sections = _sections(told, folder, which)
     run["seconds"] = round(monotonic() - began, 1)

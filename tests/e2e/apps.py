@@ -1,4 +1,4 @@
-"""Applications that replicas find by their import path. It imports little, because every replica of theirs imports it."""
+"""Applications that replicas find by their import path. It imports little, because every replica imports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One real instance for each module of tests; applications of their own for each test; nothing may be left at the end."""
+"""One real instance for each module of tests, applications of its own for each test; nothing may be left at the end."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def http(instance: Instance) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def deploy(instance: Instance, request: pytest.FixtureRequest) -> Iterator[Deploy]:
-    """``deploy(app)`` runs an application as ``a1`` at ``/a1``, or under another name, until the test ends. Gives the handle."""
+    """``deploy(app)`` runs an application as ``a1`` at ``/a1``, or under another name, until the test ends."""
     names: list[str] = []
 
     def run(app: Any, name: str = "a1", route_prefix: str | None = "") -> Any:

@@ -115,7 +115,9 @@ def test_an_application_may_lose_and_gain_deployments(deploy: Deploy, parts: Any
     until(lambda: names("a1") == {"Other", "Parent"})
 
 
-def test_deleting_lets_requests_finish_and_calls_del(deploy: Deploy, notes: Notes, gate: Gate, instance: Instance) -> None:
+def test_deleting_lets_requests_finish_and_calls_del(
+    deploy: Deploy, notes: Notes, gate: Gate, instance: Instance
+) -> None:
     @serve.deployment
     class Slow:
         async def __call__(self) -> str:
@@ -273,7 +275,17 @@ def test_a_module_that_does_not_import_in_the_replica(
     deploy: Deploy, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, http: httpx.Client
 ) -> None:
     module = tmp_path / "only_here.py"
-    text = "from skate import serve\nimport os\n{}\n@serve.deployment(max_constructor_retry_count=1)\nclass A:\n    def __call__(self, r):\n        return 'here'\n"
+    text = "\n".join(
+        [
+            "import os",
+            "from skate import serve",
+            "{}",
+            "@serve.deployment(max_constructor_retry_count=1)",
+            "class A:",
+            "    def __call__(self, request):",
+            "        return 'here'",
+        ]
+    )
     check = f"if os.getpid() != {os.getpid()}: import does_not_exist\n"
     module.write_text(text.format(check))
     monkeypatch.syspath_prepend(str(tmp_path))

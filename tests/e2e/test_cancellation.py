@@ -87,7 +87,9 @@ def test_a_client_that_leaves_cancels_the_handler_and_its_calls(
     assert (after.cancelled - before.cancelled, after.ok - before.ok) == (2, 0)
 
 
-def test_a_client_that_leaves_while_it_waits_is_never_served(deploy: Deploy, instance: Instance, notes: Notes, gate: Gate) -> None:
+def test_a_client_that_leaves_while_it_waits_is_never_served(
+    deploy: Deploy, instance: Instance, notes: Notes, gate: Gate
+) -> None:
     @serve.deployment(max_ongoing_requests=1)
     class Counter:
         async def __call__(self, request: Request) -> str:
@@ -109,7 +111,9 @@ def test_a_client_that_leaves_while_it_waits_is_never_served(deploy: Deploy, ins
     assert notes.read() == ["/a1/first", "/a1/third"]
 
 
-def test_a_client_that_leaves_a_stream_ends_the_generator(deploy: Deploy, instance: Instance, notes: Notes, gate: Gate) -> None:
+def test_a_client_that_leaves_a_stream_ends_the_generator(
+    deploy: Deploy, instance: Instance, notes: Notes, gate: Gate
+) -> None:
     @serve.deployment
     class Streams:
         async def __call__(self, request: Request) -> Any:

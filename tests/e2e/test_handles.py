@@ -84,6 +84,12 @@ def calculator() -> Any:
         async def nothing(self) -> None:
             return None
 
+        async def raises_what_is_no_exception(self) -> None:
+            raise BaseException("no Exception")
+
+        def sync_raises_what_is_no_exception(self) -> None:
+            raise KeyboardInterrupt("no Exception")
+
         def _private(self) -> int:
             return 1
 
@@ -166,7 +172,9 @@ def test_many_loops_at_once(handle: Any) -> None:
         return list(await asyncio.gather(*(_await(handle.add.remote(n, i)) for i in range(20))))
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda n: asyncio.run(main(n)), range(4))) == [[n + i for i in range(20)] for n in range(4)]
+        assert list(pool.map(lambda n: asyncio.run(main(n)), range(4))) == [
+            [n + i for i in range(20)] for n in range(4)
+        ]
 
 
 async def _await(response: Any) -> Any:
@@ -176,8 +184,12 @@ async def _await(response: Any) -> Any:
 def test_result_in_a_running_loop_is_refused(handle: Any) -> None:
     async def main() -> int:
         response = handle.add.remote(1)
-        for refused in (response.result, lambda: skate.get(response), lambda: next(handle.options(stream=True).count.remote(1))):
-            with pytest.raises(ResultInLoopError, match="await|async for"):
+        for refused in (
+            response.result,
+            lambda: skate.get(response),
+            lambda: next(handle.options(stream=True).count.remote(1)),
+        ):
+            with pytest.raises(ResultInLoopError, match=r"await|async for"):
                 refused()
         value: int = await response
         return value
@@ -407,9 +419,12 @@ def test_an_exception_that_does_not_pickle(handle: Any) -> None:
     assert "raise Odd()" in str(raised.value.__cause__)
 
 
-def test_system_exit_does_not_end_the_replica(handle: Any) -> None:
+def test_what_is_no_exception_does_not_end_the_replica(handle: Any) -> None:
     with pytest.raises(BaseException, match="not so"):
         handle.exit.remote().result()
+    for method in ("raises_what_is_no_exception", "sync_raises_what_is_no_exception"):
+        with pytest.raises(BaseException, match="no Exception"):
+            getattr(handle, method).remote().result(timeout_s=5)
     assert handle.add.remote(1).result() == 2
 
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 import skate
 from skate import serve
-from skate.core.errors import DeployError, RequestCancelledError
+from skate.core.errors import DeployError, NotRunningError, RequestCancelledError
 from tests.e2e import fruit
 from tests.e2e.notes import Gate, Notes
 from tests.e2e.world import calls, client, until
@@ -26,7 +26,16 @@ def url(runtime_dir: Path) -> Iterator[str]:
     before = threading.active_count()
     serve.start(http_options={"port": 0}, engine="inline")
     yield f"http://{serve.status().proxies['0'].address}"
+
+    @serve.deployment
+    def last() -> int:
+        return 1
+
+    handle = serve.run(last.bind(), name="last", route_prefix=None)
+    assert handle.remote().result() == 1
     serve.shutdown()
+    with pytest.raises(NotRunningError):
+        handle.remote()
     assert list(runtime_dir.rglob("*")) == []
     assert serve.status().applications == {}
     until(lambda: threading.active_count() <= before + 1)

@@ -20,7 +20,9 @@ from tests.e2e.notes import Gate, Notes
 from tests.e2e.world import Instance, calls, client, processes_of, until
 
 
-def test_never_more_than_max_ongoing_requests_with_many_callers(deploy: Deploy, instance: Instance, http: httpx.Client) -> None:
+def test_never_more_than_max_ongoing_requests_with_many_callers(
+    deploy: Deploy, instance: Instance, http: httpx.Client
+) -> None:
     """Threads of this process, three replicas and HTTP clients call one replica at once."""
 
     @serve.deployment(max_ongoing_requests=3)
@@ -93,7 +95,9 @@ def test_first_come_first_served(deploy: Deploy, notes: Notes, gate: Gate) -> No
     assert notes.read() == [str(n) for n in range(50)]
 
 
-def test_sync_handlers_run_one_at_a_time_and_block_nobody(deploy: Deploy, http: httpx.Client, notes: Notes, gate: Gate) -> None:
+def test_sync_handlers_run_one_at_a_time_and_block_nobody(
+    deploy: Deploy, http: httpx.Client, notes: Notes, gate: Gate
+) -> None:
     @serve.deployment(max_ongoing_requests=10)
     class Mixed:
         def __call__(self, request: Any = None) -> str:

@@ -58,7 +58,9 @@ def gone(runtime_dir: Path, session: int) -> None:
 
 
 def test_a_script_that_ends_leaves_nothing(script: Start, runtime_dir: Path) -> None:
-    run = script(SIMPLE + "start()\nhandle = serve.run(Hello.bind('hi'))\nprint(handle.remote(None).result().split()[0])")
+    run = script(
+        SIMPLE + "start()\nhandle = serve.run(Hello.bind('hi'))\nprint(handle.remote(None).result().split()[0])"
+    )
     _, session = started(run)
     assert sorted(run.ends()) == ["del", "hi"]
     gone(runtime_dir, session)
@@ -135,7 +137,9 @@ def test_ctrl_c_in_a_blocking_run(script: Start, runtime_dir: Path, number: sign
 
 
 def test_ctrl_c_while_it_waits_for_a_result(script: Start, runtime_dir: Path) -> None:
-    run = script(SIMPLE + "start()\nresponse = serve.run(Hello.bind('hi')).slow.remote()\nprint('waits')\nresponse.result()")
+    run = script(
+        SIMPLE + "start()\nresponse = serve.run(Hello.bind('hi')).slow.remote()\nprint('waits')\nresponse.result()"
+    )
     _, session = started(run)
     assert run.line() == "waits"
     run.signal(signal.SIGINT)
@@ -227,7 +231,11 @@ print(serve.get_app_handle("two").remote(None).result().split()[0])
     assert first.line() == "True True"
     folder = tmp_path / "second"
     folder.mkdir()
-    second = Script(folder, SIMPLE + "serve.run(Hello.bind('second'), name='two', route_prefix='/two')\nprint(serve.status().controller_pid)")
+    second = Script(
+        folder,
+        SIMPLE
+        + "serve.run(Hello.bind('second'), name='two', route_prefix='/two')\nprint(serve.status().controller_pid)",
+    )
     try:
         until(lambda: get(f"{url}/one").status_code == 200)
         second.ends()
@@ -241,7 +249,11 @@ print(serve.get_app_handle("two").remote(None).result().split()[0])
 
 
 def test_an_instance_without_http(script: Start, runtime_dir: Path) -> None:
-    run = script(SIMPLE + "serve.start(http=False)\nprint(serve.run(Hello.bind('hi')).remote(None).result()[:2], serve.status().proxies)")
+    run = script(
+        SIMPLE
+        + "serve.start(http=False)\nhandle = serve.run(Hello.bind('hi'))\n"
+        + "print(handle.remote(None).result()[:2], serve.status().proxies)"
+    )
     assert [line for line in run.ends() if line != "del"] == ["hi {}"]
 
 
@@ -454,7 +466,8 @@ start()
 handle = serve.run(Hello.bind("hi"))
 text = "import pickle, sys; print(pickle.loads(bytes.fromhex(sys.argv[1])).remote(None).result().split()[0])"
 environment = {key: value for key, value in os.environ.items() if not key.startswith("SKATE")}
-done = subprocess.run([sys.executable, "-c", text, pickle.dumps(handle).hex()], capture_output=True, text=True, env=environment)
+command = [sys.executable, "-c", text, pickle.dumps(handle).hex()]
+done = subprocess.run(command, capture_output=True, text=True, env=environment)
 print(done.stdout.strip(), done.stderr)
 """
     )
@@ -470,9 +483,9 @@ start()
 handle = serve.run(Hello.options(graceful_shutdown_timeout_s=0.2).bind("hi"))
 waiting = handle.slow.remote()
 serve.shutdown()
-for call in (lambda: handle.remote(None).result(timeout_s=5), lambda: waiting.result(timeout_s=5), lambda: serve.delete("default")):
+for call in (lambda: handle.remote(None), lambda: waiting, lambda: serve.delete("default")):
     try:
-        print(call())
+        print(call().result(timeout_s=5))
     except Exception as error:
         print(type(error).__name__)
 """
@@ -481,6 +494,51 @@ for call in (lambda: handle.remote(None).result(timeout_s=5), lambda: waiting.re
     lines = [line for line in run.ends() if line != "del"]
     assert len(lines) == 3 and not {"AssertionError", "TimeoutError", "CallTimeoutError"} & set(lines), lines
     assert lines[2] == "NotRunningError"
+
+
+def test_a_user_of_an_instance_that_is_killed(script: Start, runtime_dir: Path, tmp_path: Path) -> None:
+    """Calls that run, that wait and that come later fail at once; a new instance can be started."""
+    owner = script(
+        SIMPLE + "start()\nserve.run(Hello.options(max_ongoing_requests=1).bind('hi'))\nprint('up')\ntime.sleep(60)"
+    )
+    _, session = started(owner)
+    assert owner.line() == "up"
+    folder = tmp_path / "user"
+    folder.mkdir()
+    user = Script(
+        folder,
+        SIMPLE
+        + """
+def outcome(call):
+    try:
+        return call()
+    except Exception as error:
+        return type(error).__name__
+
+handle = serve.get_app_handle()
+running, waiting = handle.slow.remote(), handle.slow.remote()
+while serve.status().calls.open < 2:
+    time.sleep(0.01)
+print("connected")
+input()
+calls = [running, waiting]
+ends = [outcome(lambda: call.result(timeout_s=5)) for call in calls]
+print(ends + [outcome(handle.remote), outcome(serve.get_app_handle)])
+start()
+print(serve.run(Hello.bind("new")).remote(None).result().split()[0])
+""",
+    )
+    try:
+        assert user.line() == "connected"
+        owner.signal(signal.SIGKILL)
+        owner.ends(-signal.SIGKILL)
+        gone(runtime_dir, session)
+        user.say()
+        assert user.line() == str(["ReplicaDiedError"] + ["NotRunningError"] * 3)
+        started(user)
+        assert "new" in user.ends()
+    finally:
+        user.close()
 
 
 def test_python_of_the_user_is_left_alone(script: Start, runtime_dir: Path) -> None:

@@ -90,7 +90,14 @@ def applications(gate: Gate) -> dict[str, Any]:
             async for item in self.source.remote():
                 yield item
 
-    nodes = [SyncGenerator, AsyncGenerator, returns_async_generator, returns_sync_generator, SyncResponse, AsyncResponse]
+    nodes = [
+        SyncGenerator,
+        AsyncGenerator,
+        returns_async_generator,
+        returns_sync_generator,
+        SyncResponse,
+        AsyncResponse,
+    ]
     bound = {node.name: node.bind() for node in nodes}
     return bound | {"Fast": Fast.bind(), "Nested": Nested.bind(Source.bind())}
 
@@ -99,7 +106,9 @@ KINDS = sorted(applications(Gate.__new__(Gate)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_first_piece_comes_before_the_last_is_made(deploy: Deploy, instance: Instance, gate: Gate, kind: str) -> None:
+def test_the_first_piece_comes_before_the_last_is_made(
+    deploy: Deploy, instance: Instance, gate: Gate, kind: str
+) -> None:
     deploy(applications(gate)[kind])
     with client(instance.url) as http, http.stream("GET", "/a1/") as answer:
         pieces = answer.iter_text()
@@ -176,10 +185,7 @@ def test_a_slow_client_holds_the_generator_back(deploy: Deploy, instance: Instan
 def standing(notes: Notes) -> bool:
     """Whether nothing was added between two looks; a look takes longer than a piece that is not held back."""
     before = len(notes.read())
-    for _ in range(20):
-        if len(notes.read()) != before:
-            return False
-    return True
+    return all(len(notes.read()) == before for _ in range(20))
 
 
 def test_upload_and_answer_at_once(deploy: Deploy, instance: Instance, gates: MakeGate) -> None:
@@ -192,4 +198,5 @@ def test_upload_and_answer_at_once(deploy: Deploy, instance: Instance, gates: Ma
 
     deploy(Upper.bind())
     with client(instance.url) as http:
-        assert http.post("/a1", content=iter([b"abc", b"def" * 50_000, b"ghi"])).content == b"ABC" + b"DEF" * 50_000 + b"GHI"
+        answer = http.post("/a1", content=iter([b"abc", b"def" * 50_000, b"ghi"]))
+        assert answer.content == b"ABC" + b"DEF" * 50_000 + b"GHI"

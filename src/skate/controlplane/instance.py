@@ -287,7 +287,9 @@ def find() -> Instance:
 
 
 def _gone(instance: Instance) -> bool:
-    return instance.launched is not None and not instance.launched.alive()
+    if instance.launched is not None:
+        return not instance.launched.alive()
+    return instance._inline is None and running_pid(instance.runtime_dir) is None
 
 
 def start(

@@ -23,8 +23,7 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's monotonic clock."""
 
-    def now(self) -> float:
-        return time.monotonic()
+    now = staticmethod(time.monotonic)  # asked several times for every call: no frame of ours in between
 
     def wall(self) -> float:
         return time.time()

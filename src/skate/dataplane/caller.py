@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from skate.core.clock import Clock, SystemClock
 from skate.core.errors import NotRunningError
-from skate.dataplane.router import Router
-from skate.dataplane.uplink import Uplink
+from skate.dataplane.router import Router, instance_gone
+from skate.dataplane.uplink import Uplink, may_live
 
 T = TypeVar("T")
 
@@ -133,6 +133,8 @@ def current(address: str | None = None) -> Caller:
     """
     caller = _place.caller
     if caller is not None:
+        if caller.router.ended:
+            raise instance_gone()
         return caller
     if address is None:
         raise NotRunningError(
@@ -149,6 +151,8 @@ def start(address: str, name: str | None = None, clock: Clock | None = None) -> 
     with _place.lock:
         if _place.caller is not None:
             return _place.caller
+        if not may_live(address):
+            raise instance_gone()
         thread = _place.thread or io_thread()
         try:
             _place.caller = thread.run(

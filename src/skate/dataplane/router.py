@@ -20,6 +20,7 @@ from skate.core.errors import (
     CallTimeoutError,
     DeploymentUnavailableError,
     NotFoundError,
+    NotRunningError,
     ReplicaDiedError,
     SkateError,
 )
@@ -84,6 +85,7 @@ class Lane:
         self.waiting: deque[Call] = deque()
         self.queued = 0  # waiting ones that have not ended
         self.used = False  # connections are opened from the first call on
+        self.gone: SkateError | None = None  # the deployment is no longer in the snapshot: why calls cannot wait here
 
     # -- snapshot -------------------------------------------------------------------------------
 
@@ -108,14 +110,14 @@ class Lane:
         else:
             self.leaving.add(link)
 
-    def remove(self) -> None:
-        """The deployment is gone."""
+    def remove(self, error: SkateError | None = None) -> None:
+        """The deployment is gone; ``error``: what those who wait are told."""
         for link in self.links.values():
             self._let_go(link)
         self.links.clear()
-        self._fail_waiting(
-            DeploymentUnavailableError(f"deployment {self.target.key!r} was deleted while the call waited")
-        )
+        text = f"deployment {self.target.key!r} was deleted while the call waited"
+        self.gone = error or DeploymentUnavailableError(text)
+        self._fail_waiting(self.gone)
 
     def _fail_waiting(self, error: SkateError) -> None:
         waiting, self.waiting = self.waiting, deque()
@@ -195,6 +197,13 @@ class Lane:
 
     def _take_back(self, call: Call) -> None:
         """The call is in the queue again, at the place that its arrival gives it."""
+        if self.gone is not None:  # nobody looks at this queue any more; a new deployment of that name has another
+            heir = self.router.lanes.get(call.deployment_key)
+            if heir is None:
+                call.end(Outcome.REFUSED, self.gone)
+            else:
+                heir.submit(call)
+            return
         passed: list[Call] = []
         while self.waiting and self.waiting[0].sequence < call.sequence:
             passed.append(self.waiting.popleft())
@@ -273,6 +282,7 @@ class Router:
         self.on_routes: Callable[[tuple[Route, ...]], None] | None = None
         self.on_activity: Callable[[], None] | None = None  # told at most once until ``activity_seen``
         self.known = asyncio.Event()  # a snapshot has arrived
+        self.ended = False  # the instance is gone; until a snapshot comes, from a new one
         self._sequence = 0
         self._quiet = True
         self._early: list[Call] = []  # calls that came before the first snapshot
@@ -282,6 +292,7 @@ class Router:
     def apply(self, snapshot: Snapshot) -> None:
         """Takes a snapshot; the last one wins."""
         self.generation = snapshot.generation
+        self.ended = False
         if snapshot.whole:
             for key in [key for key in self.lanes if key not in snapshot.deployments]:
                 self.lanes.pop(key).remove()
@@ -304,6 +315,16 @@ class Router:
         for call in early:
             if call.outcome is None:
                 self._place(call)
+
+    def instance_ended(self) -> None:
+        """The instance is gone, not only its controller: what waits and what comes fails."""
+        self.ended = True
+        for lane in self.lanes.values():
+            lane.remove(instance_gone())
+        self.lanes.clear()
+        early, self._early = self._early, []
+        for call in early:
+            call.end(Outcome.REFUSED, instance_gone())
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -337,6 +358,8 @@ class Router:
         lane = self.lanes.get(call.deployment_key)
         if lane is not None:
             lane.submit(call)
+        elif self.ended:
+            call.end(Outcome.REFUSED, instance_gone())
         elif not self.known.is_set() and len(self._early) < EARLY_MAX:
             self._early.append(call)
         else:
@@ -411,6 +434,11 @@ class Router:
                 link.leaving = True
                 link.close()
         self.lanes.clear()
+
+
+def instance_gone() -> NotRunningError:
+    """The error of calls to an instance that has ended."""
+    return NotRunningError("the Skate instance that this process was connected to has ended: start it again")
 
 
 def timed_out(call: Call, now: float) -> CallTimeoutError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ import msgspec
 from skate.core.clock import Clock
 from skate.core.specs import Snapshot
 from skate.dataplane.router import Router
+from skate.dataplane.transport.memory import LISTENERS
 from skate.dataplane.transport.peers import Peer, connect
+from skate.engine.runtime_dir import running_pid
 
 logger = logging.getLogger("skate.uplink")
 
@@ -56,6 +59,8 @@ class Uplink:
                 peer = await connect(self.address, self.name)
             except Exception as error:
                 logger.debug("the controller cannot be reached: %s", error)
+                if not self.router.ended and not may_live(self.address):
+                    self.router.instance_ended()
                 await self.clock.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
                 continue
@@ -136,6 +141,12 @@ class Uplink:
         if self.peer is not None:
             self.peer.on_lost = None
             self.peer.close()
+
+
+def may_live(address: str) -> bool:
+    """False when the instance behind a controller's address is surely gone, and not only its controller."""
+    kind, _, place = address.partition(":")
+    return place in LISTENERS if kind == "memory" else running_pid(os.path.dirname(place)) is not None
 
 
 def _setter(lost: asyncio.Event) -> Callable[[Peer], None]:

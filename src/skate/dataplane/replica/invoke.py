@@ -91,12 +91,15 @@ class Invoker:
         """Passes a new ``user_config`` to the target while it serves; a ``def reconfigure`` runs between handlers."""
         await self.target.reconfigure(user_config, self.threads.run)
 
-    async def close(self, grace_s: float) -> None:
-        """Refuses new calls, gives those under way ``grace_s`` to end, then cancels the rest. Hanging threads stay."""
+    async def close(self, grace_s: float, waited_s: float = 0.0) -> None:
+        """Refuses new calls, gives those under way ``grace_s`` to end, then cancels the rest. Hanging threads stay.
+
+        ``waited_s``: how much grace they had before.
+        """
         self._closing = True
         await self._until_idle(grace_s)
         for invocation in tuple(self._running):
-            invocation.stop(f"the replica was shut down and its grace period of {grace_s:g} s is over")
+            invocation.stop(f"the replica was shut down and its grace period of {waited_s + grace_s:g} s is over")
         await self._until_idle(CLEANUP_S)
         self.threads.close()
 
@@ -201,7 +204,7 @@ class Invocation:
                 await _RUNNERS[self.exchange.head.kind](self)
         except asyncio.CancelledError:
             self._fail_cancelled()
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except BaseException as error:  # also what is no Exception: the caller hears of it, the replica lives on
             self._fail(error)
         finally:
             self._say_gone()

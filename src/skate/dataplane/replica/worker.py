@@ -155,7 +155,7 @@ class Worker:
         """Ends everything that was started, in reverse order."""
         if self.listener is not None:
             if self.invoker is not None:
-                await self.invoker.close(0.0)
+                await self.invoker.close(0.0, self.spec.options.graceful_shutdown_timeout_s)
             await self.life.clock.sleep(LINGER_S)
             await self.listener.close()
         try:

@@ -11,7 +11,7 @@ import logging
 
 from skate.core.errors import WireError
 from skate.dataplane.wire.connection import Connection, Role
-from skate.dataplane.wire.frames import HEADER_SIZE, Frame, header
+from skate.dataplane.wire.frames import HEADER, HEADER_SIZE, Frame, header
 
 logger = logging.getLogger("skate.wire")
 
@@ -101,12 +101,16 @@ class Framed(asyncio.Protocol):
 
     def write_frame(self, kind: int, call: int, flags: int, load: int, body: bytes) -> None:
         """Gathers one frame; a large body is not copied."""
+        if self.closed:
+            return
         size = len(body)
         if size <= COPY_MAX:
-            self.write(header(kind, call, flags, load, size) + body)
+            self._out.append(HEADER.pack(size, call, kind, flags, load) + body)
         else:
-            self.write(header(kind, call, flags, load, size))
-            self._out.append(body)
+            self._out += (header(kind, call, flags, load, size), body)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Writes what was gathered."""

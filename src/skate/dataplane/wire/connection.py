@@ -98,7 +98,17 @@ class Connection:
         frames = self._cutter.feed(data)
         if self.peer_name is None and frames:
             frames = self._take_hello(frames)
-        return [frame for frame in frames if self._admit(frame)]
+        if self.role == "callee":
+            return [frame for frame in frames if self._admit(frame)]
+        admitted: list[Frame] = []
+        calls = self.calls
+        for frame in frames:
+            # The common answer, one last chunk, straight: by the table it closes the call from every open state.
+            if frame[0] == CHUNK and frame[2] & LAST and calls.pop(frame[1], None) is not None:
+                admitted.append(frame)
+            elif self._admit(frame):
+                admitted.append(frame)
+        return admitted
 
     def _take_hello(self, frames: list[Frame]) -> list[Frame]:
         if frames[0][0] != HELLO:
