@@ -7,6 +7,7 @@ end of all its processes. Everything here blocks; it is for scripts, notebooks a
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import sys
@@ -33,6 +34,7 @@ EngineName = Literal["process", "inline"]
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+ASK_TIMEOUT_S = 5.0  # for the controller to hear that it shall end
 CONTROLLER_ENTRY = "skate.controlplane.controller:run"
 MODULES = (  # imported once by the supervisor, before everything else is forked from it
     "skate.controlplane.controller",
@@ -148,7 +150,7 @@ class Instance:
         pid = running_pid(self.runtime_dir) if self._inline is None else None
         asked = False
         try:
-            self.run(self._shutdown(), STOP_TIMEOUT_S)
+            self.run(self._shutdown(), ASK_TIMEOUT_S)
             asked = True
         except Exception:
             if self.launched is None and self._inline is None:
@@ -372,11 +374,21 @@ def forget() -> None:
     global _mine
     with _lock:
         instance, _mine = _mine, None
-    if instance is not None:
-        if instance._inline is not None:
+    if instance is None:
+        return
+    if instance.owned:
+        with contextlib.suppress(Exception):  # whatever the orderly way meets, the end comes
             instance.shutdown()
-        else:
-            instance.leave()
+    instance.leave()
+
+
+def _at_exit() -> None:
+    """The process ends: nobody is left to hear the answers of its own calls, others' requests get their grace."""
+    caller = callers.here()
+    if caller is not None and _mine is not None:
+        with contextlib.suppress(Exception):
+            _mine.run(caller.router.close(), ASK_TIMEOUT_S)
+    forget()
 
 
 def _forget_in_child() -> None:
@@ -384,5 +396,5 @@ def _forget_in_child() -> None:
     _mine = None
 
 
-atexit.register(forget)
+atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_forget_in_child)
