@@ -420,10 +420,10 @@ def test_an_exception_that_does_not_pickle(handle: Any) -> None:
 
 
 def test_what_is_no_exception_does_not_end_the_replica(handle: Any) -> None:
-    with pytest.raises(BaseException, match="not so"):
+    with pytest.raises(RemoteError, match="not so"):
         handle.exit.remote().result()
     for method in ("raises_what_is_no_exception", "sync_raises_what_is_no_exception"):
-        with pytest.raises(BaseException, match="no Exception"):
+        with pytest.raises(RemoteError, match="no Exception"):
             getattr(handle, method).remote().result(timeout_s=5)
     assert handle.add.remote(1).result() == 2
 

@@ -138,7 +138,13 @@ def test_ctrl_c_in_a_blocking_run(script: Start, runtime_dir: Path, number: sign
 
 def test_ctrl_c_while_it_waits_for_a_result(script: Start, runtime_dir: Path) -> None:
     run = script(
-        SIMPLE + "start()\nresponse = serve.run(Hello.bind('hi')).slow.remote()\nprint('waits')\nresponse.result()"
+        SIMPLE
+        + """
+start()
+response = serve.run(Hello.options(graceful_shutdown_timeout_s=0.2).bind("hi")).slow.remote()
+print("waits")
+response.result()
+"""
     )
     _, session = started(run)
     assert run.line() == "waits"

@@ -145,21 +145,26 @@ def test_a_long_stream_is_whole_and_in_order(deploy: Deploy, http: httpx.Client)
     assert http.get("/a1").text == "".join(f"{n}," for n in range(5000))
 
 
-def test_an_error_before_the_first_piece_is_500_and_later_cuts(deploy: Deploy, instance: Instance) -> None:
+def test_an_error_before_the_first_piece_is_500_and_later_cuts(deploy: Deploy, instance: Instance, gate: Gate) -> None:
     @serve.deployment
     class Breaks:
         async def __call__(self, request: Request) -> Any:
             if request.query_params["when"] == "early":
                 raise ValueError("early")
             yield "first"
+            await gate.passed()
             raise ValueError("late")
 
     deploy(Breaks.bind())
     with client(instance.url) as http:
         early = http.get("/a1?when=early")
         assert early.status_code == 500 and "ValueError" in early.text
-        with pytest.raises(httpx.RemoteProtocolError):
-            http.get("/a1?when=late")
+        with http.stream("GET", "/a1?when=late") as late:
+            pieces = late.iter_text()
+            assert (late.status_code, next(pieces)) == (200, "first")
+            gate.open()
+            with pytest.raises(httpx.RemoteProtocolError):
+                next(pieces)
         assert http.get("/a1?when=early").status_code == 500
 
 

@@ -121,7 +121,7 @@ TEXT, UTF8, JSON = "text/plain", "text/plain; charset=utf-8", "application/json"
         ([pathlib.PurePosixPath("/a"), ip_address("127.0.0.1"), re.compile("a+")], JSON, b'["/a","127.0.0.1","a+"]'),
         (QueryParams("a=b&c=d"), JSON, b'{"a":"b","c":"d"}'),
         (ValueError("no good"), JSON, b'"no good"'),
-        ([float("nan"), float("inf"), {"x": -float("inf")}], JSON, b"[null,null,{\"x\":null}]"),
+        ([float("nan"), float("inf"), {"x": -float("inf")}], JSON, b'[null,null,{"x":null}]'),
         (Item(), JSON, b'{"Name":"x","when":"2026-01-02"}'),
         ({"items": [Item(), Point(1, Point(2))]}, JSON, None),
         (Point(1, {Color.RED}), JSON, b'{"x":1,"inner":["red"]}'),

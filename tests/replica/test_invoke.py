@@ -19,6 +19,7 @@ from skate.core.errors import (
     CallTimeoutError,
     CodeError,
     MethodNotFoundError,
+    RemoteError,
     RemoteTraceback,
     ReplicaDiedError,
     RequestCancelledError,
@@ -294,7 +295,7 @@ def test_errors_arrive_as_themselves_with_the_users_part_of_the_traceback(
         assert f"in {method}" in cause.text
         assert "in _run_python" not in cause.text and "replica/threads.py" not in cause.text
         for kind in (SystemExit, GeneratorExit, StopAsyncIteration, KeyError):
-            with pytest.raises((kind, RuntimeError)):
+            with pytest.raises((kind, RuntimeError, RemoteError)):  # what is no Exception comes as RemoteError
                 await line.python(method, kind, "x").value()
         with pytest.raises(BackPressureError):
             await line.python(method, BackPressureError, "full").value()

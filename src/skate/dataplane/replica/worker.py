@@ -37,7 +37,7 @@ from skate.engine.base import Life
 
 logger = logging.getLogger("skate.replica")
 
-DESTRUCTOR_S = 5.0  # for the user's __del__ and the ASGI shutdown hooks, beside the grace for requests
+DESTRUCTOR_S = 3.0  # for the user's __del__ and the ASGI shutdown hooks, beside the grace for requests
 LINGER_S = 0.05  # for last frames to leave before the process ends
 
 

@@ -50,12 +50,14 @@ def encode_failure(error: BaseException, traceback: str | None = None) -> bytes:
     name = (
         kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
     )
-    try:
-        trial = dumps(error)
-        loads(trial)  # many exceptions pickle but cannot be rebuilt: better to know it here
-        pickled: bytes | None = trial
-    except Exception:
-        pickled = None
+    pickled: bytes | None = None
+    if isinstance(error, Exception):  # a SystemExit of a handler must not end the caller's process, too
+        try:
+            trial = dumps(error)
+            loads(trial)  # many exceptions pickle but cannot be rebuilt: better to know it here
+            pickled = trial
+        except Exception:
+            pickled = None
     return msgspec.msgpack.encode(Failure(name, text, True, pickled, trace))
 
 

@@ -104,9 +104,7 @@ class Connection:
         calls = self.calls
         for frame in frames:
             # The common answer, one last chunk, straight: by the table it closes the call from every open state.
-            if frame[0] == CHUNK and frame[2] & LAST and calls.pop(frame[1], None) is not None:
-                admitted.append(frame)
-            elif self._admit(frame):
+            if (frame[0] == CHUNK and frame[2] & LAST and calls.pop(frame[1], None) is not None) or self._admit(frame):
                 admitted.append(frame)
         return admitted
 
