@@ -418,3 +418,39 @@ def test_ended_calls_do_not_pile_up_behind_one_that_waits() -> None:
         await replica.die()
 
     play(scene)
+
+
+def test_a_call_refused_while_its_deployment_is_removed_ends() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 5).start()
+        replica.slots.closed = True  # draining: it refuses and promises nothing
+        router.apply(snapshot(target(replica, queue=10)))
+        await until(lambda: router.lanes["app/D"].links["a"].peer)
+        (call,) = submit(router, "1")
+        assert call.link is not None
+        router.apply(snapshot())
+        await call.ended.wait()
+        assert call.outcome is Outcome.REFUSED and isinstance(call.ends[0], DeploymentUnavailableError)
+        await replica.die()
+
+    play(scene)
+
+
+def test_a_call_refused_by_a_leaving_replica_goes_to_the_deployment_of_the_same_name_that_follows() -> None:
+    async def scene(router: Router) -> None:
+        old, new = await Replica("a", 5).start(), await Replica("b", 5).start()
+        old.slots.closed = True
+        router.apply(snapshot(target(old, queue=10)))
+        await until(lambda: router.lanes["app/D"].links["a"].peer)
+        (call,) = submit(router, "1")
+        router.apply(snapshot())
+        router.apply(snapshot(target(new)))
+        await until(lambda: call.outcome is not None or new.held)
+        if call.outcome is None:
+            new.answer()
+        await call.ended.wait()
+        assert call.outcome is Outcome.OK and new.seen == ["1"]
+        await old.die()
+        await new.die()
+
+    play(scene)
