@@ -11,7 +11,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-PACKAGES = ("skate", "uvloop", "granian", "msgspec", "starlette", "uvicorn", "httptools")
+PACKAGES = ("skate", "uvloop", "httptools", "websockets", "msgspec", "starlette", "uvicorn")
 
 
 def describe() -> dict[str, Any]:

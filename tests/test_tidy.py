@@ -41,6 +41,7 @@ INNER_FLOORS: dict[str, Floors] = {
         ("transport",),
         ("router call uplink ledger",),
         ("caller",),
+        ("pending",),
         ("handle",),
         ("proxy", "replica"),
     ),
@@ -57,13 +58,14 @@ OPTIONAL = {"fastapi", "grpc", "numpy", "pandas", "pydantic", "ray", "sklearn", 
 # Each third party has one home; whoever else needs it asks there.
 HOMES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
-    "granian": ("dataplane/proxy",),
     "grpc": ("dataplane/proxy",),
+    "httptools": ("dataplane/proxy",),
     "opentelemetry": ("observe",),
     "prometheus_client": ("observe",),
     "ray": ("engine/ray.py",),
     "rich": ("cli",),
     "watchfiles": ("cli",),
+    "websockets": ("dataplane/proxy",),
     "yaml": ("authoring/config.py",),
 }
 CORE_MAY_IMPORT = sys.stdlib_module_names | {"msgspec", PACKAGE}
@@ -76,8 +78,8 @@ ENVIRONMENT_READS = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os
 
 # What `import skate` must not load: it costs start-up time, or may be absent.
 NOT_AT_IMPORT = {
-    *("click", "fastapi", "granian", "grpc", "numpy", "opentelemetry", "pandas", "prometheus_client", "pydantic"),
-    *("ray", "rich", "sklearn", "uvicorn", "watchfiles", "yaml"),
+    *("click", "fastapi", "grpc", "httptools", "numpy", "opentelemetry", "pandas", "prometheus_client", "pydantic"),
+    *("ray", "rich", "sklearn", "uvicorn", "watchfiles", "websockets", "yaml"),
 }
 
 
@@ -445,7 +447,7 @@ GOOD: list[tuple[str, str]] = [
     ("core/specs.py", DOC + "import msgspec\nfrom skate.core import errors\nfrom skate.core.clock import Clock"),
     ("controlplane/controller.py", DOC + "from skate.controlplane.decide.plan import plan\nimport skate.engine.base"),
     ("dataplane/router.py", DOC + "from skate.dataplane.call import Call\nfrom skate.dataplane import transport"),
-    ("dataplane/proxy/server.py", DOC + "import granian\nfrom skate.dataplane.proxy import asgi"),
+    ("dataplane/proxy/server.py", DOC + "import httptools\nfrom skate.dataplane.proxy import asgi"),
     ("dataplane/routing/table.py", DOC + "import itertools\nfrom skate.dataplane.wire.head import CallHead"),
     ("cli.py", DOC + "import click\nfrom skate import serve"),
     ("cli/run.py", DOC + "from rich.console import Console"),

@@ -161,7 +161,7 @@ def status() -> ServeStatus:
 
 def get_app_handle(name: str = DEFAULT_APP) -> DeploymentHandle[Any]:
     """The handle of an application's ingress. Raises NotFoundError, NotRunningError."""
-    for lane in _caller().router.lanes.values():
+    for lane in tuple(_caller().router.lanes.values()):  # its thread may change them meanwhile
         if lane.target.app == name and lane.target.ingress:
             return DeploymentHandle(name, lane.target.name, address=_caller().address)
     raise NotFoundError(f"no application {name!r} is running; running are: {_known_apps()}")
@@ -182,7 +182,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
         app_name = here.app_name
     lanes = _caller().router.lanes
     if f"{app_name}/{deployment_name}" not in lanes:
-        known = ", ".join(sorted(lane.target.name for lane in lanes.values() if lane.target.app == app_name))
+        known = ", ".join(sorted(lane.target.name for lane in tuple(lanes.values()) if lane.target.app == app_name))
         where = f"its deployments are: {known}" if known else f"no such application; running are: {_known_apps()}"
         raise NotFoundError(f"no deployment {deployment_name!r} in application {app_name!r}; {where}")
     return DeploymentHandle(app_name, deployment_name, address=_caller().address)
@@ -212,7 +212,7 @@ def _caller() -> callers.Caller:
 
 
 def _known_apps() -> str:
-    return ", ".join(sorted({lane.target.app for lane in _caller().router.lanes.values()})) or "none"
+    return ", ".join(sorted({lane.target.app for lane in tuple(_caller().router.lanes.values())})) or "none"
 
 
 def _http_options(given: HttpOptions | Mapping[str, Any] | None) -> HttpOptions:

@@ -173,10 +173,10 @@ async def _first(*waits: Awaitable[object]) -> None:
 class Desk:
     """A controller on a fake engine and a manual clock, and a client of it."""
 
-    def __init__(self, engine: FakeEngine, store: Store, http: HttpOptions | None) -> None:
+    def __init__(self, engine: FakeEngine, store: Store, http: HttpOptions | None, proxies: int = 1) -> None:
         self.engine, self.store = engine, store
         self.clock = ManualClock(1000.0)
-        self.config = ControllerConfig("/none", f"memory:controller-{next(_numbers)}", http)
+        self.config = ControllerConfig("/none", f"memory:controller-{next(_numbers)}", http, proxies)
         self.stopping = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.peers: list[Peer] = []
@@ -222,9 +222,9 @@ async def until(condition: Callable[[], object], what: str, desk: Desk | None = 
 
 
 @asynccontextmanager
-async def desk(store: Store | None = None, http: HttpOptions | None = None) -> AsyncIterator[Desk]:
+async def desk(store: Store | None = None, http: HttpOptions | None = None, proxies: int = 1) -> AsyncIterator[Desk]:
     """A running controller, ended with everything of it."""
-    made = Desk(FakeEngine(), store if store is not None else MemoryStore(), http)
+    made = Desk(FakeEngine(), store if store is not None else MemoryStore(), http, proxies)
     made.start()
     try:
         yield made

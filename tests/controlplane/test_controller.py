@@ -10,7 +10,7 @@ import pytest
 from skate.controlplane.controller import CLOSING_S
 from skate.controlplane.store import MemoryStore
 from skate.core.errors import NotFoundError, NotRunningError, OptionError, SkateError, WireError
-from skate.core.specs import AppSpec, DeploymentSpec, HttpOptions, LedgerReport, ServeStatus
+from skate.core.specs import AppSpec, DeploymentSpec, HttpOptions, LedgerReport, ProxyConfig, ServeStatus
 from skate.engine.base import StopProcess
 from tests.controlplane.fakes import Router, desk, report_calls, until
 from tests.decide.world import deployment, goal
@@ -267,6 +267,19 @@ def test_a_proxy_that_dies_is_started_again() -> None:
 
 def _proxy(status: ServeStatus) -> str:
     return status.proxies["0"].status if "0" in status.proxies else ""
+
+
+def test_proxies_that_share_any_free_port_get_the_same_one() -> None:
+    async def main() -> None:
+        async with desk(http=HttpOptions(port=0), proxies=2) as here:
+            await here.connect()
+            await until(lambda: len(here.engine.alive("proxy")) == 2, "both proxies")
+            told = [msgspec.msgpack.decode(one.spec.config, type=ProxyConfig) for one in here.engine.alive("proxy")]
+            first, second = told
+            assert (first.share_port, second.share_port) == (True, True)
+            assert first.http.port == second.http.port != 0
+
+    asyncio.run(main())
 
 
 def test_a_watcher_sees_the_last_of_quick_changes_not_all() -> None:

@@ -1,4 +1,4 @@
-"""A proxy with all that is around it, in one loop: a real Router, fake replicas in memory, a hand-held client."""
+"""A proxy with all that is around it, in one loop: a real Router, fake replicas in memory, real sockets in front."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from skate.core.clock import SystemClock
 from skate.core.specs import DeploymentTarget, HttpOptions, ReplicaTarget, Route, Snapshot
-from skate.dataplane.proxy.app import Proxy
-from skate.dataplane.proxy.server import HttpServer, bind, drain
+from skate.dataplane.proxy.address import bind
+from skate.dataplane.proxy.front import Front
+from skate.dataplane.proxy.server import drain
+from skate.dataplane.proxy.server import listen as serve
 from skate.dataplane.router import Router
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.peers import Listener, listen
@@ -70,7 +73,8 @@ class World:
         self.options = options
         self.limits = limits
         self.router = Router("proxy 0", SystemClock())
-        self.proxy = Proxy(self.router, options, SystemClock())
+        self.front = Front(self.router, options, SystemClock())
+        self.port = 0
         self.replicas: dict[str, Replica] = {}
 
     async def mount(self, apps: dict[str, Handler]) -> None:
@@ -86,7 +90,7 @@ class World:
 
     def balanced(self) -> bool:
         """Nothing is open any more and the counts add up."""
-        return self.router.ledger.open == 0 and not self.proxy.open and not self.proxy.sockets
+        return self.router.ledger.open == 0 and self.front.busy == 0
 
     async def close(self) -> None:
         await self.router.close()
@@ -109,80 +113,135 @@ async def world(
 
 @asynccontextmanager
 async def served(
-    apps: dict[str, Handler], options: HttpOptions | None = None, drain_s: float = LIMIT_S, **limits: Any
-) -> AsyncIterator[tuple[World, int]]:
-    """The same behind a real server on a free port."""
+    apps: dict[str, Handler] | None, options: HttpOptions | None = None, drain_s: float = LIMIT_S, **limits: Any
+) -> AsyncIterator[World]:
+    """The same behind a free port of the loopback."""
     async with world(apps, options, **limits) as made:
-        server = HttpServer(made.proxy, bind("127.0.0.1", 0), made.options.keep_alive_timeout_s)
-        serving = asyncio.ensure_future(server.until_stopped())
+        listener = bind("127.0.0.1", 0)
+        made.port = listener.getsockname()[1]
+        server = await serve(made.front, listener)
         try:
-            yield made, server.port
+            yield made
         finally:
-            await drain(made.proxy, server, serving, drain_s)
+            await drain(made.front, server, drain_s)
+            assert not made.front.connections
+            assert not made.front.sockets
 
 
-class Client:
-    """The server's side of one ASGI request, by hand: what is put in is received, what is sent is kept."""
+@dataclass
+class Reply:
+    """One answer as it came. ``complete`` is False if the connection ended inside it."""
 
-    def __init__(self, path: str = "/", method: str = "GET", headers: Any = (), **scope: Any) -> None:
-        self.scope: dict[str, Any] = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "headers": list(headers),
-            "client": ("127.0.0.1", "4711"),
-            "server": ("127.0.0.1", "8000"),
-            **scope,
-        }
-        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.sent: list[dict[str, Any]] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    def put(self, body: bytes, more: bool = False) -> None:
-        self.inbox.put_nowait({"type": "http.request", "body": body, "more_body": more})
-
-    def leave(self) -> None:
-        self.inbox.put_nowait({"type": "http.disconnect"})
-
-    async def receive(self) -> dict[str, Any]:
-        return await self.inbox.get()
-
-    async def send(self, message: dict[str, Any]) -> None:
-        await self.gate.wait()
-        self.sent.append(message)
-
-    async def run(self, proxy: Proxy) -> Client:
-        async with asyncio.timeout(LIMIT_S):
-            await proxy(self.scope, self.receive, self.send)
-        return self
-
-    @property
-    def status(self) -> int:
-        return int(self.sent[0]["status"])
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return list(self.sent[0]["headers"])
-
-    def header(self, name: bytes) -> list[bytes]:
-        return [value for key, value in self.headers if key == name]
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.sent[1:])
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes = b""
+    complete: bool = True
+    pieces: list[bytes] = field(default_factory=list)  # the chunks of a chunked body
 
     @property
     def text(self) -> str:
         return self.body.decode()
 
-    @property
-    def complete(self) -> bool:
-        return len(self.sent) > 1 and not self.sent[-1].get("more_body", False)
+    def header(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.headers if key == name]
+
+
+class Client:
+    """One TCP connection that speaks HTTP as literally as a test wants."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    def request(self, target: str = "/", method: str = "GET", body: bytes = b"", headers: Any = ()) -> None:
+        """Sends a request; its body has a length unless a header says otherwise."""
+        names = {name.lower() for name, _ in headers}
+        lines = [f"{method} {target} HTTP/1.1".encode(), b"Host: test"]
+        lines += [b"%b: %b" % pair for pair in headers]
+        if (body or method == "POST") and not names & {b"content-length", b"transfer-encoding"}:
+            lines.append(b"Content-Length: %d" % len(body))
+        self.send(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+
+    def chunk(self, data: bytes) -> None:
+        self.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end(self) -> None:
+        """Shuts the sending side."""
+        self.writer.write_eof()
+
+    async def head(self) -> Reply:
+        """The next status line and headers."""
+        async with asyncio.timeout(LIMIT_S):
+            lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[:-2]
+        assert lines[0].startswith(b"HTTP/1.1 "), lines
+        pairs = [line.partition(b": ") for line in lines[1:]]
+        return Reply(int(lines[0].split(b" ")[1]), [(name.lower(), value) for name, _, value in pairs])
+
+    async def reply(self, is_head: bool = False) -> Reply:
+        """The next answer."""
+        reply = await self.head()
+        if is_head or reply.status in (101, 204, 304) or reply.status == 100:
+            return reply
+        async with asyncio.timeout(LIMIT_S):
+            try:
+                await self._body(reply)
+            except asyncio.IncompleteReadError as error:
+                reply.body += error.partial
+                reply.complete = False
+        return reply
+
+    async def _body(self, reply: Reply) -> None:
+        if length := reply.header(b"content-length"):
+            assert not reply.header(b"transfer-encoding")
+            reply.body = await self.reader.readexactly(int(length[0]))
+        elif reply.header(b"transfer-encoding"):
+            while size := int((await self.reader.readuntil(b"\r\n"))[:-2], 16):
+                reply.pieces.append(await self.reader.readexactly(size))
+                reply.body += reply.pieces[-1]
+                assert await self.reader.readexactly(2) == b"\r\n"
+            assert await self.reader.readexactly(2) == b"\r\n"
+        else:
+            reply.body = await self.reader.read(-1)
+
+    async def piece(self) -> bytes:
+        """The next chunk of a chunked answer whose head was taken with ``head``."""
+        async with asyncio.timeout(LIMIT_S):
+            size = int((await self.reader.readuntil(b"\r\n"))[:-2], 16)
+            return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def closed(self) -> bytes:
+        """What else comes until the server closes."""
+        async with asyncio.timeout(LIMIT_S):
+            try:
+                return await self.reader.read(-1)
+            except ConnectionError:
+                return b""
+
+    async def ask(self, target: str = "/", method: str = "GET", body: bytes = b"", headers: Any = ()) -> Reply:
+        self.request(target, method, body, headers)
+        return await self.reply(method == "HEAD")
+
+    def leave(self) -> None:
+        self.writer.close()
+
+
+@asynccontextmanager
+async def dial(made: World) -> AsyncIterator[Client]:
+    """A connection to the proxy."""
+    client = Client(*await asyncio.open_connection("127.0.0.1", made.port, limit=1 << 20))
+    try:
+        yield client
+    finally:
+        client.leave()
+
+
+async def ask(made: World, target: str = "/", method: str = "GET", body: bytes = b"", headers: Any = ()) -> Reply:
+    """One request on a connection of its own."""
+    async with dial(made) as client:
+        return await client.ask(target, method, body, headers)
 
 
 async def hello(exchange: Exchange) -> None:

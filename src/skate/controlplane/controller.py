@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -36,10 +37,11 @@ from skate.controlplane.decide.whole import decide
 from skate.controlplane.sightings import PROXY_PREFIX, Sightings
 from skate.controlplane.store import MemoryStore, SqliteStore, Store
 from skate.core.clock import Clock
-from skate.core.errors import NotFoundError, NotRunningError, OptionError, SkateError, WireError
+from skate.core.errors import AddressInUseError, NotFoundError, NotRunningError, OptionError, SkateError, WireError
 from skate.core.specs import (
     AppSpec,
     ControllerConfig,
+    HttpOptions,
     LedgerReport,
     ProcessSpec,
     ProxyConfig,
@@ -48,6 +50,7 @@ from skate.core.specs import (
     ReplicaReport,
     ServeStatus,
 )
+from skate.dataplane.proxy.address import reserve
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.peers import listen
 from skate.dataplane.wire.head import CONTROL
@@ -115,6 +118,7 @@ class Controller:
         self._publications = Signal()  # counts changes of what routers are told
         self._statuses = Signal()  # counts changes of the status
         self._shown: ServeStatus | None = None
+        self._reserved: socket.socket | None = None  # a free port for the proxies to share
         self._failure: BaseException | None = None
         self._tasks = Tasks(self._task_failed)
         self._at_once: dict[str, Callable[[Exchange], bytes]] = {
@@ -150,6 +154,8 @@ class Controller:
         finally:
             await self._tasks.close()  # ends the answers of those who watch
             await listener.close()
+            if self._reserved is not None:
+                self._reserved.close()
             for _ in range(GOODBYE_TURNS):
                 await asyncio.sleep(0)
 
@@ -247,9 +253,7 @@ class Controller:
             return StartProcess(self._replica_process(action))
         if isinstance(action, StartProxy):
             assert self.config.http is not None
-            http, before = self.config.http, self._memory.proxies.get(action.id)
-            if http.port == 0 and before is not None and before.address:  # clients know the one that it had
-                http = replace(http, port=int(before.address.rpartition(":")[2]))
+            http = replace(self.config.http, port=self._port(action.id, self.config.http))
             proxy = ProxyConfig(action.id, self.config.address, http, share_port=self.config.proxies > 1)
             name = PROXY_PREFIX + action.id
             return StartProcess(ProcessSpec(name, "proxy", f"skate: {name}", PROXY_ENTRY, _encode(proxy)))
@@ -258,6 +262,23 @@ class Controller:
         if isinstance(action, StopProxy):
             return StopProcess(PROXY_PREFIX + action.id, action.grace_s)
         return ForgetProcess(_process_id(action))
+
+    def _port(self, slot: str, http: HttpOptions) -> int:
+        """Where a proxy shall listen. For port 0, where it, or one that shares its port, did before: clients know it."""
+        if http.port:
+            return http.port
+        shared = self.config.proxies > 1
+        for id, before in self._memory.proxies.items():
+            if before.address and (shared or id == slot):
+                return int(before.address.rpartition(":")[2])
+        if not shared:
+            return 0
+        if self._reserved is None:
+            try:
+                self._reserved = reserve(http.host)
+            except AddressInUseError:
+                return 0  # the proxies will say what is wrong with the address
+        return int(self._reserved.getsockname()[1])
 
     def _replica_process(self, action: StartReplica) -> ProcessSpec:
         app = self._goals[action.app].spec

@@ -6,6 +6,7 @@ end of all its processes. Everything here blocks; it is for scripts, notebooks a
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -139,7 +140,7 @@ class Instance:
 
     async def _status(self) -> ServeStatus:
         caller = callers.here()
-        if caller is not None:  # the counts of this process are in it, too
+        if caller is not None and caller.loop is asyncio.get_running_loop():  # this process's counts are in it, too
             await caller.uplink.tell_ledger()
         return await (await self.client()).status()
 
@@ -392,7 +393,8 @@ def _at_exit() -> None:
 
 
 def _forget_in_child() -> None:
-    global _mine
+    global _lock, _mine
+    _lock = threading.RLock()  # another thread of the parent may have held it
     _mine = None
 
 

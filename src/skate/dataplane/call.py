@@ -7,6 +7,7 @@ it came: what was not started may be sent again, what was started may not.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from skate.dataplane.wire.head import CallHead, ReplyHead, decode_reply, encode_
 
 if TYPE_CHECKING:
     from skate.dataplane.router import Lane, Link, Router
+
+logger = logging.getLogger("skate.router")
 
 LOSSES_MAX = 16  # replicas that may die under one call before it began, until it fails: bounds what flapping costs
 
@@ -162,8 +165,11 @@ class Call:
             self.router.count(self)
         if self.lane is not None:
             self.lane.call_ended(self)
-        self.wake()
-        self.on_end(error)
+        try:
+            self.wake()
+            self.on_end(error)
+        except Exception:  # the owner's; the other calls that end with this one must not suffer from it
+            logger.exception("the owner of request %s failed to hear of its end", self.request_id)
 
     def wake(self) -> None:
         """Whoever waits to send more input looks again."""
@@ -182,16 +188,24 @@ class Call:
 
     def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
         self.started = True
-        if headed:
-            raw, body = split_head(body)
-            self.on_reply_head(decode_reply(raw))
-        if body or not (last or headed):
-            self.on_chunk(body)
+        try:
+            if headed:
+                raw, body = split_head(body)
+                self.on_reply_head(decode_reply(raw))
+            if body or not (last or headed):
+                self.on_chunk(body)
+        except Exception as error:  # of the wire or of the owner: no more is heard of this call after its last chunk
+            if last:
+                self.end(Outcome.LOST, error)
+            raise
         if last:
             self.end(Outcome.OK, None)
 
     def wire_failed(self, body: bytes) -> None:
-        error = decode_failure(body)
+        try:
+            error = decode_failure(body)
+        except Exception as unreadable:
+            error = unreadable
         if isinstance(error, UserFailure):
             self.end(Outcome.USER_ERROR, error)
         else:

@@ -29,7 +29,7 @@ from skate.core.ids import request_id
 from skate.dataplane import caller as callers
 from skate.dataplane.call import Call
 from skate.dataplane.caller import Caller
-from skate.dataplane.transport.failure import rebuild
+from skate.dataplane.pending import Pending, wake_on, waker
 from skate.dataplane.wire.head import PYTHON, CallHead
 
 R = TypeVar("R")
@@ -73,7 +73,8 @@ class _UnaryCall(Call):
         self.raw = data
 
     def on_end(self, error: BaseException | None) -> None:
-        self.response._finish(self.raw, error)
+        raw, self.raw = self.raw, b""
+        self.response._finish(raw, error)
 
 
 class _StreamCall(Call):
@@ -96,83 +97,7 @@ class _StreamCall(Call):
             response._finish(error)
 
 
-class _Answer:
-    """What both kinds of response share: the call, its end, and who waits for it."""
-
-    __slots__ = ("_call", "_caller", "_done", "_error", "_listeners", "_request_id")
-
-    def __init__(self, caller: Caller, request_id: str) -> None:
-        self._caller = caller
-        self._request_id = request_id
-        self._call: Call | None = None
-        self._done = False
-        self._error: BaseException | None = None
-        self._listeners: list[Callable[[], object]] = []
-
-    @property
-    def request_id(self) -> str:
-        """The id that this call has in logs and in calls made under it."""
-        return self._request_id
-
-    def cancel(self) -> None:
-        """Ends the call if it is still under way: it leaves the queue, or its task in the replica is cancelled.
-
-        Whoever waits for the response gets RequestCancelledError. Synchronous code that already runs cannot be
-        interrupted; its result is dropped.
-        """
-        self._on_loop(self._cancel)
-
-    def cancelled(self) -> bool:
-        """Whether the call ended by being cancelled."""
-        return isinstance(self._error, RequestCancelledError)
-
-    def done(self) -> bool:
-        """Whether the call has ended."""
-        return self._done
-
-    def _cancel(self) -> None:
-        if self._call is not None:
-            self._call.cancel("cancel() was called")
-        elif not self._done:
-            self._failed(RequestCancelledError(f"request {self._request_id} was cancelled before it was sent"))
-
-    def _failed(self, error: BaseException) -> None:
-        raise NotImplementedError
-
-    def _on_loop(self, function: Callable[..., object], *args: Any) -> None:
-        if asyncio._get_running_loop() is self._caller.loop:
-            function(*args)
-        else:
-            self._caller.loop.call_soon_threadsafe(function, *args)
-
-    def _when_done(self, listener: Callable[[], object]) -> None:
-        if self._done:
-            listener()
-        else:
-            self._listeners.append(listener)
-
-    def _settle(self, error: BaseException | None) -> None:
-        self._error = error
-        self._done = True
-        listeners, self._listeners = self._listeners, []
-        for listener in listeners:
-            listener()
-
-    def _raise(self) -> NoReturn:
-        error = self._error
-        assert error is not None
-        rebuilt = rebuild(error)
-        self._error = rebuilt
-        raise rebuilt
-
-    def __reduce__(self) -> NoReturn:
-        raise CodeError(
-            "a response cannot be sent inside another value: give it to .remote() as an argument of its own, "
-            "where it is replaced by its value, or await it first"
-        )
-
-
-class Response(_Answer, Generic[R_co]):
+class Response(Pending, Generic[R_co]):
     """The answer of a call, now or later.
 
     ``await response`` gives the value or raises what the callee raised, any number of times and on any loop;
@@ -192,10 +117,16 @@ class Response(_Answer, Generic[R_co]):
             loop = asyncio.get_running_loop()
             waiter = loop.create_future()
             if loop is self._caller.loop:
-                self._listeners.append(lambda: None if waiter.done() else waiter.set_result(None))
+                wake = waker(waiter)
+                self._listeners.append(wake)
             else:
-                self._on_loop(self._when_done, _wake_on(loop, waiter))
-            yield from waiter
+                wake = wake_on(loop, waiter)
+                self._on_loop(self._when_done, wake)
+            try:
+                yield from waiter
+            except BaseException:
+                self._on_loop(self._forget, wake)  # who asks again and again with a time limit must leave nothing
+                raise
         return self._get()
 
     def result(self, *, timeout_s: float | None = None) -> R_co:
@@ -210,15 +141,20 @@ class Response(_Answer, Generic[R_co]):
             event = threading.Event()
             self._on_loop(self._when_done, event.set)
             if not event.wait(timeout_s):
+                self._on_loop(self._forget, event.set)
                 raise CallTimeoutError(f"request {self._request_id} has no result after {timeout_s} s; it goes on")
         return self._get()
 
     def _get(self) -> R_co:
         if self._error is not None:
             self._raise()
-        if self._raw is not None:
-            self._value, self._raw = loads(self._raw), None
-        value: R_co = self._value
+        raw = self._raw
+        if raw is None:
+            value: R_co = self._value
+            return value
+        value = loads(raw)
+        self._value = value  # before ``_raw`` goes: other threads look at them in the other order
+        self._raw = None
         return value
 
     def _finish(self, raw: bytes, error: BaseException | None) -> None:
@@ -232,7 +168,7 @@ class Response(_Answer, Generic[R_co]):
         """The value for another call: still pickled where it was not looked at here."""
         if not self._done:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._when_done(lambda: None if waiter.done() else waiter.set_result(None))
+            self._when_done(waker(waiter))
             await waiter
         if self._error is not None:
             self._raise()
@@ -249,18 +185,19 @@ class Response(_Answer, Generic[R_co]):
         return f"<Response {self._request_id} {'done' if self._done else 'under way'}>"
 
 
-class ResponseStream(_Answer, Generic[R_co]):
+class ResponseStream(Pending, Generic[R_co]):
     """The items that a generator in a replica yields: ``async for`` on any loop, ``for`` without one.
 
     The callee is held back when the items are not taken: about a megabyte waits here, the rest is not made yet.
     """
 
-    __slots__ = ("__weakref__", "_items", "_taken")
+    __slots__ = ("__weakref__", "_elsewhere", "_items", "_taken")
 
     def __init__(self, caller: Caller, request_id: str) -> None:
         super().__init__(caller, request_id)
         self._items: deque[bytes] = deque()
         self._taken: deque[bytes] = deque()  # fetched from the loop's side by another thread or loop
+        self._elsewhere = False  # somebody there waits for more
 
     def __aiter__(self) -> AsyncIterator[R_co]:
         return self
@@ -270,11 +207,19 @@ class ResponseStream(_Answer, Generic[R_co]):
         if loop is not self._caller.loop:
             return await self._next_elsewhere(loop)
         while not self._items:
+            if self._taken:  # fetched for another thread, which went away
+                fetched: R_co = loads(self._taken.popleft())
+                return fetched
             if self._done:
                 self._stop(StopAsyncIteration)
             waiter: asyncio.Future[None] = loop.create_future()
-            self._listeners.append(lambda waiter=waiter: None if waiter.done() else waiter.set_result(None))  # type: ignore[misc]
-            await waiter
+            wake = waker(waiter)
+            self._listeners.append(wake)
+            try:
+                await waiter
+            except BaseException:
+                self._forget(wake)
+                raise
         raw = self._items.popleft()
         if self._call is not None:
             self._call.consumed(len(raw))
@@ -284,8 +229,13 @@ class ResponseStream(_Answer, Generic[R_co]):
     async def _next_elsewhere(self, loop: asyncio.AbstractEventLoop) -> R_co:
         while not self._taken:
             waiter: asyncio.Future[None] = loop.create_future()
-            self._on_loop(self._fetch, _wake_on(loop, waiter))
-            await waiter
+            wake = wake_on(loop, waiter)
+            self._on_loop(self._fetch, wake)
+            try:
+                await waiter
+            except BaseException:
+                self._on_loop(self._forget, wake)
+                raise
             if not self._taken and self._done and not self._items:
                 self._stop(StopAsyncIteration)
         value: R_co = loads(self._taken.popleft())
@@ -313,18 +263,25 @@ class ResponseStream(_Answer, Generic[R_co]):
 
     def _fetch(self, wake: Callable[[], object]) -> None:
         """Hands all items that are here to another thread, or wakes it when some come (on the router's loop)."""
-        if not self._items and not self._done:
-            self._listeners.append(lambda: self._fetch(wake))
-            return
+        self._hand_over()
+        if self._taken or self._done:
+            wake()
+        else:
+            self._elsewhere = True
+            self._listeners.append(wake)
+
+    def _hand_over(self) -> None:
+        self._elsewhere = False
         while self._items:
             raw = self._items.popleft()
             if self._call is not None:
                 self._call.consumed(len(raw))
             self._taken.append(raw)
-        wake()
 
     def _arrived(self, data: bytes) -> None:
         self._items.append(data)
+        if self._elsewhere:  # before anybody is woken: some who waited may have gone away
+            self._hand_over()
         if self._listeners:
             listeners, self._listeners = self._listeners, []
             for listener in listeners:
@@ -354,20 +311,6 @@ class ResponseStream(_Answer, Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<ResponseStream {self._request_id} {'done' if self._done else 'under way'}>"
-
-
-def _wake_on(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> Callable[[], object]:
-    def wake() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    def from_elsewhere() -> None:
-        try:
-            loop.call_soon_threadsafe(wake)
-        except RuntimeError:  # the loop that waited is closed: nobody waits any more
-            pass
-
-    return from_elsewhere
 
 
 _OPTION_NAMES = ("method_name", "stream", "timeout_s")
@@ -483,7 +426,10 @@ class DeploymentHandle(Generic[T_co]):
         call = make(f"{self._app}/{self._deployment}", head, deadline, answer)
         call.context = under
         answer._call = call
-        caller.router.submit(call, body)
+        try:
+            caller.router.submit(call, body)
+        except Exception as error:  # nobody would hear of it on the router's loop
+            answer._failed(error)
 
     def _resolve_first(
         self, answer: Any, under: context.RequestContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]

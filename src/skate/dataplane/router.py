@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ from skate.dataplane.ledger import Ledger, Outcome
 from skate.dataplane.routing.admission import may_queue, refusal
 from skate.dataplane.routing.choice import two_choices
 from skate.dataplane.transport.peers import Peer, connect
+from skate.dataplane.wire.connection import CALLS_MAX
 
 logger = logging.getLogger("skate.router")
 
@@ -41,7 +43,7 @@ EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
 class Link:
     """One replica as this router sees it: the connection, what is in flight, and whether it may get more."""
 
-    __slots__ = ("blocked", "granted", "in_flight", "lane", "leaving", "peer", "target", "task")
+    __slots__ = ("__weakref__", "blocked", "granted", "in_flight", "lane", "leaving", "peer", "target", "task")
 
     def __init__(self, lane: Lane, target: ReplicaTarget) -> None:
         self.lane = lane
@@ -57,7 +59,7 @@ class Link:
         return (
             self.peer is not None
             and not self.leaving
-            and (self.granted > 0 or (not self.blocked and self.in_flight < self.lane.target.max_ongoing_requests))
+            and (self.granted > 0 or (not self.blocked and self.in_flight < self.lane.limit))
         )
 
     def load(self, now: float) -> int:
@@ -80,6 +82,7 @@ class Lane:
     def __init__(self, router: Router, target: DeploymentTarget) -> None:
         self.router = router
         self.target = target
+        self.limit = min(target.max_ongoing_requests, CALLS_MAX)  # calls of this router at one replica
         self.links: dict[str, Link] = {}
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
@@ -91,6 +94,7 @@ class Lane:
 
     def update(self, target: DeploymentTarget) -> None:
         self.target = target
+        self.limit = min(target.max_ongoing_requests, CALLS_MAX)
         wanted = {replica.id: replica for replica in target.replicas}
         for id in [id for id in self.links if id not in wanted]:
             self._let_go(self.links.pop(id))
@@ -182,13 +186,17 @@ class Lane:
         peer = link.peer
         assert peer is not None
         granted = link.granted > 0
-        if granted:
-            link.granted -= 1
         now = self.router.clock.now()
         call.link = link
         call.sent_at = now
         link.in_flight += 1
-        call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, granted)
+        try:
+            call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, granted)
+        except Exception as error:  # it cannot be sent, to nobody: too large, or its head holds what has no UTF-8
+            call.end(Outcome.REFUSED, error)
+            return
+        if granted:
+            link.granted -= 1
         if call.more:
             for data, last in call.more:
                 peer.send(call.wire_id, data, last)
@@ -283,6 +291,8 @@ class Router:
         self.on_activity: Callable[[], None] | None = None  # told at most once until ``activity_seen``
         self.known = asyncio.Event()  # a snapshot has arrived
         self.ended = False  # the instance is gone; until a snapshot comes, from a new one
+        self.closed = False
+        self._links: weakref.WeakSet[Link] = weakref.WeakSet()  # all, also those of deployments that are gone
         self._sequence = 0
         self._quiet = True
         self._early: list[Call] = []  # calls that came before the first snapshot
@@ -291,6 +301,8 @@ class Router:
 
     def apply(self, snapshot: Snapshot) -> None:
         """Takes a snapshot; the last one wins."""
+        if self.closed:
+            return
         self.generation = snapshot.generation
         self.ended = False
         if snapshot.whole:
@@ -356,8 +368,12 @@ class Router:
 
     def _place(self, call: Call) -> None:
         lane = self.lanes.get(call.deployment_key)
+        if len(self._early) >= EARLY_MAX:
+            self._early = [early for early in self._early if early.outcome is None]
         if lane is not None:
             lane.submit(call)
+        elif self.closed:
+            call.end(Outcome.REFUSED, NotRunningError("this process has let go of its Skate instance"))
         elif self.ended:
             call.end(Outcome.REFUSED, instance_gone())
         elif not self.known.is_set() and len(self._early) < EARLY_MAX:
@@ -391,6 +407,7 @@ class Router:
     def connect(self, link: Link) -> None:
         """Opens the connection to a replica in the background, again and again while the snapshot names it."""
         if link.task is None and link.peer is None and not link.leaving:
+            self._links.add(link)
             link.task = self.loop.create_task(self._connect(link))
 
     async def _connect(self, link: Link) -> None:
@@ -424,15 +441,18 @@ class Router:
         link.lane.dispatch()
 
     async def close(self) -> None:
-        """Cancels what is under way and closes all connections."""
-        for call in self._early:
+        """Cancels what is under way and closes all connections; what comes later is refused."""
+        self.closed = True
+        calls = [*self._early, *(call for lane in self.lanes.values() for call in lane.waiting)]
+        for link in list(self._links):
+            link.leaving = True
+            if link.peer is not None:
+                calls += [sink for sink in link.peer.sinks.values() if isinstance(sink, Call)]
+        for call in calls:
             call.cancel("the router closes")
-        for lane in self.lanes.values():
-            for call in list(lane.waiting):
-                call.cancel("the router closes")
-            for link in [*lane.links.values(), *lane.leaving]:
-                link.leaving = True
-                link.close()
+        for link in list(self._links):
+            link.close()
+        self._early.clear()
         self.lanes.clear()
 
 

@@ -1,1 +1,1 @@
-"""The caller's end for HTTP: an ASGI application over a Router (``app``), served by Granian (``server``)."""
+"""The caller's end for HTTP: connections (``connection``) that share one ``front`` over a Router; entry: ``server``."""

@@ -20,7 +20,7 @@ from skate.core.errors import (
     SkateError,
     http_status,
 )
-from skate.dataplane.proxy.headers import Headers
+from skate.dataplane.proxy.request import Headers, RequestError
 from skate.dataplane.transport.failure import UserFailure
 
 SHOWN_PATH_MAX = 200  # characters of a path that an error text repeats
@@ -60,6 +60,8 @@ def _of_error(error: BaseException, request_id: str) -> Answer:
         return user_error(error.failure.name, request_id)
     if isinstance(error, RemoteError):
         return user_error(str(error).partition(":")[0], request_id)
+    if isinstance(error, RequestError):
+        return Answer(error.status_code, _sentence(error))
     if isinstance(error, BackPressureError):
         return Answer(http_status(error), _sentence(error), _retry_after(error.retry_after_s))
     if isinstance(error, CallTimeoutError):
@@ -75,6 +77,12 @@ def _of_error(error: BaseException, request_id: str) -> Answer:
         retry = _retry_after(1.0) if error.status == 503 else []
         return Answer(http_status(error), f"{_sentence(error)} (request {request_id})", retry)
     return Answer(500, f"Skate itself failed with {type(error).__name__} while it handled request {request_id}.")
+
+
+def unusable(what: str, request_id: str, deployment_key: str) -> Answer:
+    """The application answered something that cannot be sent."""
+    text = f"The application's answer to request {request_id} has {what} that HTTP does not allow."
+    return Answer(500, f"{text} Correct it in the handler of {deployment_key!r}.")
 
 
 def user_error(name: str, request_id: str) -> Answer:

@@ -1,54 +1,110 @@
-"""One HTTP request as a call of the Router, and the answer as it comes in.
+"""One HTTP request as a call, and its answer on its way to the client. Law: callbacks write; nothing waits.
 
-Law: the callbacks only take notes and wake the one coroutine that waits; a client that goes away ends the call. An
-answer given in one piece is complete before that coroutine looks for the first time, so it is woken once.
+An answer that is whole when it comes (one frame, or all of it within one turn of the loop) leaves as one write with its
+length. Everything else is a stream: chunked, or up to the end of the connection for HTTP/1.0, each piece as it comes.
+While the client takes nothing (the transport is full), no credit is given, so the replica stops, and what is
+held here stays below one window of the wire.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import logging
+from typing import TYPE_CHECKING
 
 from skate.dataplane.call import Call
+from skate.dataplane.proxy.answers import of_error, unusable
+from skate.dataplane.proxy.request import Request
+from skate.dataplane.proxy.response import (
+    CHUNKED,
+    LAST_CHUNK,
+    BadAnswerError,
+    chunk,
+    declared_length,
+    header_lines,
+    length_line,
+    status_line,
+    without_body,
+)
 from skate.dataplane.wire.head import CallHead, ReplyHead
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[Any]]
+if TYPE_CHECKING:
+    from skate.dataplane.proxy.connection import Connection
 
-GONE = "the client disconnected"
-LAST_WORDS_S = 1.0  # for a client to take what a failed call had said before it failed
+logger = logging.getLogger("skate.proxy")
+
+COPY_MAX = 64 * 1024  # bytes of a body that is copied behind its head; longer ones are written beside it
+
+# How a stream's end is told to the client.
+BY_CHUNKS, BY_LENGTH, BY_CLOSING, NO_BODY = range(4)
 
 
-class Reception(Call):
-    """A call whose answer is taken up by one coroutine, piece by piece."""
+class HttpCall(Call):
+    """A request of one connection; ``connection`` is None once nobody waits for the answer."""
 
-    __slots__ = ("_news", "chunks", "error", "override", "reply", "writer")
+    __slots__ = ("begun", "connection", "framing", "last", "left", "override", "owed", "pieces", "reply", "request")
 
-    def __init__(self, deployment_key: str, head: CallHead, deadline: float | None) -> None:
+    def __init__(
+        self, deployment_key: str, head: CallHead, deadline: float | None, connection: Connection, request: Request
+    ) -> None:
         super().__init__(deployment_key, head, deadline)
+        self.connection: Connection | None = connection
+        self.request = request
         self.reply: ReplyHead | None = None
-        self.chunks: list[bytes] = []  # bounded by the credit that ``consumed`` gives
-        self.error: BaseException | None = None
+        self.pieces: list[bytes] = []  # what came before the head was written, within one turn of the loop
+        self.begun = False  # the head was written
+        self.last = False  # the frame in hand is the last one
+        self.framing = BY_CHUNKS
+        self.left = 0  # bytes that a declared length still allows
+        self.owed: list[int] = []  # sizes of pieces that the client has not taken yet
         self.override: BaseException | None = None  # what the client is told instead of the call's own error
-        self.writer: asyncio.Task[Any] | None = None  # set while it waits for the client to take data
-        self._news: asyncio.Future[None] | None = None
+
+    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+        self.last = last  # known before the callbacks, so that an answer of one frame is written at once
+        super().wire_chunk(body, headed, last)
 
     def on_reply_head(self, head: ReplyHead) -> None:
         self.reply = head
-        self._tell()
+        if not self.last and self.connection is not None:
+            self.connection.loop.call_soon(self._begin)
 
     def on_chunk(self, data: bytes) -> None:
-        self.chunks.append(data)
-        self._tell()
+        if not self.begun:
+            self.pieces.append(data)
+            return
+        try:
+            self._pass_on(data)
+        except Exception:
+            self._broken()
 
     def on_end(self, error: BaseException | None) -> None:
-        self.error = error
-        self._tell()
-        if error is not None and self.writer is not None:
-            self.writer.cancel()  # the client may never take what it was sent: do not wait for that
+        connection = self.connection
+        if connection is None:
+            return
+        try:
+            error = self.override or error
+            if self.begun:
+                if error is None:
+                    self._end_stream(connection)
+                else:
+                    self.connection = None
+                    connection.cut(self.framing == BY_CLOSING)
+            elif error is None:
+                self._whole(connection)
+            else:
+                front = connection.front
+                self.connection = None
+                connection.say(of_error(error, self.request_id, front.options.show_traceback), self.request)
+        except Exception:
+            self._broken()
+
+    def on_writable(self) -> None:
+        connection = self.connection
+        if connection is None:
+            return
+        try:
+            connection.pump()
+        except Exception:
+            self._broken()
 
     def fail(self, error: BaseException) -> None:
         """Ends the call; the client is told this error."""
@@ -56,83 +112,124 @@ class Reception(Call):
             self.override = error
             self.cancel(str(error))
 
-    async def news(self) -> None:
-        """Waits until something has come since the notes were last looked at."""
-        self._news = asyncio.get_running_loop().create_future()
-        await self._news
+    @property
+    def can_be_probed(self) -> bool:
+        """Whether there are bytes that may be sent now and mean nothing."""
+        return self.framing == BY_CHUNKS if self.begun else self.request.version == "1.1"
 
-    def _tell(self) -> None:
-        waiter, self._news = self._news, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def resume(self) -> None:
+        """The client takes data again: gives the credit that was kept back."""
+        owed, self.owed = self.owed, []
+        for size in owed:
+            self.consumed(size)
 
-    def take(self) -> list[bytes]:
-        """The pieces that have come and were not taken yet; give credit for each when it is dealt with."""
-        chunks, self.chunks = self.chunks, []
-        return chunks
+    # -- the answer -----------------------------------------------------------------------------
 
-    async def write(self, send: Send, message: Message) -> bool:
-        """Sends, but does not wait for a slow client once the call has failed. False: it has, while this waited."""
-        if self.outcome is None:
-            return await self._write_while_open(send, message)
-        if self.error is None:
-            await send(message)
-            return True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await send(message)
-                return True
-        return False
-
-    async def _write_while_open(self, send: Send, message: Message) -> bool:
-        task = self.writer = asyncio.current_task()
-        assert task is not None
+    def _whole(self, connection: Connection) -> None:
+        """Writes the answer, all of which is here."""
+        reply, request = self.reply, self.request
+        pieces = self.pieces
+        body = b"" if not pieces else pieces[0] if len(pieces) == 1 else b"".join(pieces)
         try:
-            await send(message)
-        except asyncio.CancelledError:
-            if self.error is None or task.uncancel() > 0:
-                raise  # somebody else wants this task to end
-            return False
-        finally:
-            self.writer = None
-        return True
-
-
-class HttpCall(Reception):
-    """A request of a client that may go away. ``receive`` is set once its body has been read."""
-
-    __slots__ = ("_heard", "receive")
-
-    def __init__(self, deployment_key: str, head: CallHead, deadline: float | None) -> None:
-        super().__init__(deployment_key, head, deadline)
-        self.receive: Receive | None = None
-        self._heard: Any = None
-
-    def watch(self) -> None:
-        """From now on the call ends when the client goes away.
-
-        Granian's receive() gives an object like a future, so this costs no task; it reports a disconnect while
-        the handler waits, also on kept-alive connections, and a half-closed one counts as gone (measured with 2.8.7).
-        What it does not notice is a client that leaves after it has pipelined a further request.
-        """
-        if self._heard is None and self.outcome is None:
-            self._listen()
-
-    def unwatch(self) -> None:
-        """The request is over."""
-        if isinstance(self._heard, asyncio.Task):  # Granian's own futures end with the request
-            self._heard.cancel()
-
-    def _listen(self) -> None:
-        if self.receive is not None:
-            heard: Any = self.receive()
-            self._heard = heard if hasattr(heard, "add_done_callback") else asyncio.ensure_future(heard)
-            self._heard.add_done_callback(self._on_message)
-
-    def _on_message(self, heard: Any) -> None:
-        if heard.cancelled() or heard.exception() is not None or self.outcome is not None:
+            if reply is None:
+                raise BadAnswerError("no status")
+            status = reply.status
+            begin = status_line(status) + header_lines(reply.headers)
+        except BadAnswerError as error:
+            self.connection = None
+            connection.say(unusable(str(error), self.request_id, self.deployment_key), request)
             return
-        if heard.result()["type"] == "http.disconnect":
-            self.cancel(GONE)
+        size = len(body)
+        if without_body(status, request.is_head):
+            if status == 205:
+                size = 0
+            elif size == 0 and request.is_head:
+                size = declared_length(reply.headers) or 0
+            body = b""
+        self.connection = None
+        head = connection.head(begin + length_line(status, size), self.head.request_id, self.ended_at)
+        if len(body) <= COPY_MAX:
+            connection.write(head + body)
         else:
-            self._listen()  # that was the empty message which ends a body of known length
+            connection.transport.writelines((head, body))
+        connection.answered()
+
+    def _begin(self) -> None:
+        """Writes the head of an answer that has not ended within the turn of the loop in which it began."""
+        connection, reply = self.connection, self.reply
+        if connection is None or reply is None or self.begun:
+            return
+        try:
+            self._begin_stream(connection, reply)
+        except BadAnswerError as error:
+            self.connection = None
+            connection.say(unusable(str(error), self.request_id, self.deployment_key), self.request)
+            self.cancel("the answer cannot be sent")
+        except Exception:
+            self._broken()
+
+    def _begin_stream(self, connection: Connection, reply: ReplyHead) -> None:
+        request = self.request
+        begin = status_line(reply.status) + header_lines(reply.headers)
+        declared = declared_length(reply.headers)
+        if reply.status == 204 or reply.status == 304:
+            declared = None
+        if declared is not None:
+            begin += length_line(reply.status, declared)
+        if without_body(reply.status, request.is_head):
+            self.framing = NO_BODY
+        elif declared is not None:
+            self.framing = BY_LENGTH
+            self.left = declared
+        elif request.version == "1.0":
+            self.framing = BY_CLOSING
+            connection.keep = False
+        else:
+            begin += CHUNKED
+        self.begun = True
+        connection.write(connection.head(begin, self.request_id, connection.front.clock.now()))
+        pieces, self.pieces = self.pieces, []
+        for piece in pieces:
+            self._pass_on(piece)
+
+    def _pass_on(self, data: bytes) -> None:
+        connection = self.connection
+        size = len(data)
+        if connection is None:
+            self.consumed(size)
+            return
+        if self.framing == BY_LENGTH:
+            if size > self.left:
+                data = data[: self.left]  # what is beyond the length would be taken for the next answer
+            self.left -= len(data)
+        if data and self.framing != NO_BODY:
+            if self.framing != BY_CHUNKS:
+                connection.write(data)
+            elif size <= COPY_MAX:
+                if self.last:
+                    self.framing = NO_BODY  # the end goes with the piece
+                connection.write(chunk(data) + LAST_CHUNK if self.last else chunk(data))
+            else:
+                connection.transport.writelines((b"%x\r\n" % size, data, b"\r\n"))
+        if connection.stuck:
+            self.owed.append(size)
+        else:
+            self.consumed(size)
+
+    def _end_stream(self, connection: Connection) -> None:
+        self.connection = None
+        if self.framing == BY_CHUNKS:
+            connection.write(LAST_CHUNK)
+        if self.framing == BY_LENGTH and self.left:
+            connection.cut(False)
+        else:
+            connection.answered()
+
+    def _broken(self) -> None:
+        """A fault of ours: ends this request with its connection and touches no other."""
+        connection, self.connection = self.connection, None
+        logger.exception("answering request %s failed", self.request_id)
+        if connection is not None:
+            connection.fault(self.request, self.begun)
+        if self.outcome is None:
+            self.cancel("the proxy failed")

@@ -207,6 +207,7 @@ class Invocation:
         except BaseException as error:  # also what is no Exception: the caller hears of it, the replica lives on
             self._fail(error)
         finally:
+            self.exchange.on_cancel = None  # or each would keep the other, and the body, until the next full collection
             self._say_gone()
             self.invoker.ended(self)
             if self._done is not None:
@@ -382,6 +383,8 @@ class Invocation:
             await feed.aclose()
 
     async def _send(self, chunk: bytes) -> None:
+        if self.cancel_reason is not None:  # a generator that swallows its cancellation would go on for ever
+            raise asyncio.CancelledError(self.cancel_reason)
         if not self.exchange.send_nowait(chunk):
             await self.exchange.send(chunk)
         if self.invoker.clock.now() >= self._next_turn:
@@ -398,8 +401,12 @@ class Invocation:
         self.exchange.fail(RequestCancelledError(f"Request {self.exchange.head.request_id} was cancelled: {reason}."))
 
     def _fail(self, error: BaseException) -> None:
-        text = user_traceback(error)
-        self._log(error, text)
+        try:
+            text = user_traceback(error)
+            self._log(error, text)
+        except Exception:  # exceptions are user code, too
+            logger.exception("an exception of type %s cannot be shown", type(error).__name__)
+            text = ""
         self.exchange.fail(error, text)
 
     def _log_late(self, error: BaseException | None) -> None:

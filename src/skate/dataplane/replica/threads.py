@@ -12,6 +12,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -59,7 +60,8 @@ class Threads:
         self._max = max_threads
         self._started = 0
         self._open = 0  # jobs that were submitted and have not ended
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: deque[Job] = deque()
+        self._tickets: SimpleQueue[bool] = SimpleQueue()  # one for each job; False: the thread may end
         self._ended: deque[Job] = deque()
         self._woken = False
 
@@ -72,11 +74,20 @@ class Threads:
     def submit(self, function: Callable[[], Any]) -> Job:
         """Queues the function, in the caller's context."""
         job = Job(function)
-        self._open += 1
-        if self._started < min(self._max, self._open):
+        if self._started < min(self._max, self._open + 1):
             self._start_thread()
-        self._jobs.put(job)
+        self._open += 1
+        self._jobs.append(job)
+        self._tickets.put(True)
         return job
+
+    def drop(self, job: Job) -> None:
+        """A job that has not begun never begins, and nothing is kept of it; one that has begun is left alone."""
+        if not job.ended and job.claim():
+            job.ended = True
+            self._open -= 1
+            with suppress(ValueError):  # a thread has it in hand, and will see that it is claimed
+                self._jobs.remove(job)
 
     async def finished(self, job: Job) -> None:
         """Waits until the job has ended (or will never begin), come what may; then passes a cancellation on."""
@@ -88,25 +99,29 @@ class Threads:
                 await waiter
             except asyncio.CancelledError as error:
                 cancelled = error
-                if job.claim():
-                    job.ended = True
+                self.drop(job)
         if cancelled is not None:
             raise cancelled
 
     def close(self) -> None:
         """Lets the threads end after the jobs that are queued."""
         for _ in range(self._started):
-            self._jobs.put(None)
+            self._tickets.put(False)
         self._started = self._max  # no more are started
 
     def _start_thread(self) -> None:
-        self._started += 1
-        threading.Thread(target=self._work, name=f"skate-handler-{self._started}", daemon=True).start()
+        threading.Thread(target=self._work, name=f"skate-handler-{self._started + 1}", daemon=True).start()
+        self._started += 1  # not before: when the system has no thread left, the next call tries again
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if job.claim():
-                job.work()
+        while self._tickets.get():
+            try:
+                job = self._jobs.popleft()
+            except IndexError:  # its job was dropped
+                continue
+            if not job.claim():
+                continue
+            job.work()
             self._ended.append(job)
             del job  # the thread keeps no result alive while it waits
             if not self._woken:
@@ -147,7 +162,10 @@ class Feed:
         """The next item; raises what the iterator raised after its last one."""
         while not self._items:
             if self._job.ended:
-                self._job.outcome()
+                try:
+                    self._job.outcome()
+                except StopAsyncIteration as error:  # would look like the end
+                    raise RuntimeError("a generator raised StopAsyncIteration") from error
                 raise StopAsyncIteration
             self._waiter = self._loop.create_future()
             await self._waiter
@@ -158,8 +176,7 @@ class Feed:
         """Stops the iterator at its next item, and waits until its thread is free again."""
         self._dropped = True
         self._room.release()
-        if not self._job.ended and self._job.claim():
-            self._job.ended = True
+        self._threads.drop(self._job)
         await self._threads.finished(self._job)
 
     def _pump(self) -> None:

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import sys
-import traceback
 from typing import Any
 
 import msgspec
@@ -31,6 +30,7 @@ from skate.dataplane.replica.lifespan import Lifespan
 from skate.dataplane.replica.slots import Slots
 from skate.dataplane.replica.views import build_asgi
 from skate.dataplane.transport.exchange import Exchange, Session
+from skate.dataplane.transport.failure import described
 from skate.dataplane.transport.peers import Listener, listen
 from skate.dataplane.wire.head import CONTROL
 from skate.engine.base import Life
@@ -81,9 +81,10 @@ class Worker:
             await self._load(code, with_handles(args), with_handles(kwargs))
             stage = "opening its socket"
             await self._listen()
-        except Exception as error:
-            trace = "".join(traceback.format_exception(error))
-            text = f"in {stage}: {type(error).__name__}: {error}\n{trace}"
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # SystemExit, too: a script without a __main__ guard that is imported
+            text = f"in {stage}: {described(error)}"
             await self.tell("failed", text[-32_000:])
             raise ReplicaFailed(text) from None
         gc.collect()

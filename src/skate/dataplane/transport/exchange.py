@@ -38,14 +38,16 @@ from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_h
 
 logger = logging.getLogger("skate.wire")
 
+LOAD_MAX = 0xFFFF  # what the field of a frame can say
+
 
 class Exchange:
     """One call as its callee sees it. All methods belong to the loop's thread."""
 
     __slots__ = (
         "_input",
-        "_input_waiter",
-        "_output_waiter",
+        "_input_waiters",
+        "_output_waiters",
         "body",
         "cancel_reason",
         "complete",
@@ -72,8 +74,8 @@ class Exchange:
         self.on_cancel: Callable[[str], None] | None = None
         self.on_end: Callable[[], None] | None = None
         self._input: deque[bytes | None] | None = None
-        self._input_waiter: asyncio.Future[None] | None = None
-        self._output_waiter: asyncio.Future[None] | None = None
+        self._input_waiters: list[asyncio.Future[None]] = []  # user code may wait in several tasks at once
+        self._output_waiters: list[asyncio.Future[None]] = []
 
     # -- input ----------------------------------------------------------------------------------
 
@@ -89,8 +91,7 @@ class Exchange:
                 return chunk
             if self.complete or self.ended:
                 return None
-            self._input_waiter = self.session.loop.create_future()
-            await self._input_waiter
+            await self._wait(self._input_waiters)
 
     def take_input(self, chunk: bytes, last: bool) -> None:
         """A chunk arrived (called by the Session)."""
@@ -101,7 +102,7 @@ class Exchange:
         if last:
             self.complete = True
             self._input.append(None)
-        _wake(self._input_waiter)
+        _wake(self._input_waiters)
 
     # -- output ---------------------------------------------------------------------------------
 
@@ -139,13 +140,24 @@ class Exchange:
 
     async def _chunk(self, data: bytes, flags: int) -> None:
         session = self.session
-        while not self.ended and not session.wire.may_send(self.id):
-            self._output_waiter = session.loop.create_future()
-            await self._output_waiter
-        await session.drained()
-        if not self.ended:
-            session.wire.spend(self.id, len(data))
-            session.write_frame(CHUNK, self.id, flags, session.load(), data)
+        while not self.ended:  # looks at both again after each wait: another task may have sent meanwhile
+            if not session.wire.may_send(self.id):
+                await self._wait(self._output_waiters)
+            elif session.is_stuck:
+                await session.drained()
+            else:
+                session.wire.spend(self.id, len(data))
+                session.write_frame(CHUNK, self.id, flags, session.load(), data)
+                return
+
+    async def _wait(self, waiters: list[asyncio.Future[None]]) -> None:
+        waiter = self.session.loop.create_future()
+        waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
 
     def end(self, data: bytes = b"") -> None:
         """The answer is complete."""
@@ -166,7 +178,7 @@ class Exchange:
     # -- ends -----------------------------------------------------------------------------------
 
     def credit_came(self) -> None:
-        _wake(self._output_waiter)
+        _wake(self._output_waiters)
 
     def cancelled(self, reason: str) -> None:
         """The caller cancelled or is gone (called by the Session)."""
@@ -181,8 +193,8 @@ class Exchange:
     def _finish(self) -> None:
         self.ended = True
         self.session.forget(self.id)
-        _wake(self._input_waiter)
-        _wake(self._output_waiter)
+        _wake(self._input_waiters)
+        _wake(self._output_waiters)
         callback, self.on_end = self.on_end, None
         if callback is not None:
             callback()
@@ -211,7 +223,7 @@ class Session(Framed):
         return self.wire.peer_name or ""
 
     def load(self) -> int:
-        return self.listener.load()
+        return min(self.listener.load(), LOAD_MAX)
 
     def on_greeted(self) -> None:
         if self.listener.on_session is not None:
@@ -299,6 +311,7 @@ class Listening:
         return Session(self.name, self.accept, self)
 
 
-def _wake(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

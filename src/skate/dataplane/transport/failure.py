@@ -6,6 +6,7 @@ pickle arrives as RemoteError with the type's name, its text and the traceback.
 
 from __future__ import annotations
 
+from traceback import format_exception
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from skate.core.errors import (
 )
 
 TEXT_MAX = 64 * 1024  # characters of a message or a traceback that travel
+PICKLE_MAX = 64 << 20  # bytes of a pickled exception that travel
+_OWN = f"{SkateError.__module__.partition('.')[0]}."
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -39,33 +42,65 @@ _decoder = msgspec.msgpack.Decoder(Failure)
 
 def encode_failure(error: BaseException, traceback: str | None = None) -> bytes:
     """The bytes of a failure; never raises for any exception object."""
-    trace = (traceback or "")[-TEXT_MAX:]
+    trace = _sendable((traceback or "")[-TEXT_MAX:])
     text = _text(error)
     if isinstance(error, SkateError):
-        failure = Failure(type(error).__name__, text, traceback=trace)
+        failure = Failure(_own_name(type(error)), text, traceback=trace)
         if isinstance(error, BackPressureError):
-            failure.status_code, failure.retry_after_s = error.status_code, error.retry_after_s
+            failure.status_code, failure.retry_after_s = _numbers(error)
         return msgspec.msgpack.encode(failure)
     kind = type(error)
     name = (
         kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
     )
-    pickled: bytes | None = None
-    if isinstance(error, Exception):  # a SystemExit of a handler must not end the caller's process, too
-        try:
-            trial = dumps(error)
-            loads(trial)  # many exceptions pickle but cannot be rebuilt: better to know it here
-            pickled = trial
-        except Exception:
-            pickled = None
-    return msgspec.msgpack.encode(Failure(name, text, True, pickled, trace))
+    return msgspec.msgpack.encode(Failure(_sendable(name), text, True, _pickled(error), trace))
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """None for what cannot travel, or must not: a SystemExit of a handler would end the caller's process, too, and
+    a StopAsyncIteration would look like the orderly end of a stream.
+    """
+    if not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):
+        return None
+    try:
+        trial = dumps(error)
+        loads(trial)  # many exceptions pickle but cannot be rebuilt: better to know it here
+    except BaseException:  # whatever the user's __reduce__ and __init__ do
+        return None
+    return trial if len(trial) <= PICKLE_MAX else None
+
+
+def _own_name(kind: type[BaseException]) -> str:
+    """The nearest class of our own: what users derive from our errors may take other arguments than a message."""
+    return next(base.__name__ for base in kind.__mro__ if base.__module__.startswith(_OWN))
+
+
+def _numbers(error: BackPressureError) -> tuple[int, float | None]:
+    try:
+        return int(error.status_code), None if error.retry_after_s is None else float(error.retry_after_s)
+    except (TypeError, ValueError):  # users may raise it themselves, with anything
+        return 503, None
 
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)[:TEXT_MAX]
+        return _sendable(str(error)[:TEXT_MAX])
+    except BaseException:  # whatever the user's __str__ does
+        return f"<{_sendable(type(error).__name__)} whose text cannot be shown>"
+
+
+def described(error: BaseException) -> str:
+    """Type, text and traceback, as far as the exception lets itself be shown; never raises."""
+    try:
+        trace = _sendable("".join(format_exception(error)))
     except Exception:
-        return f"<{type(error).__name__} whose text cannot be shown>"
+        trace = ""
+    return f"{_sendable(type(error).__name__)}: {_text(error)}\n{trace}"
+
+
+def _sendable(text: str) -> str:
+    """The text without lone surrogates (which names of files may hold): they have no UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 class UserFailure(Exception):
@@ -101,7 +136,7 @@ def rebuild(error: BaseException) -> BaseException:
     if failure.pickled is not None:
         try:
             found = loads(failure.pickled)
-            rebuilt = found if isinstance(found, BaseException) else None
+            rebuilt = found if isinstance(found, Exception) else None
         except Exception:
             rebuilt = None
     if rebuilt is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 from skate.core.errors import WireError
 from skate.dataplane.wire.connection import Connection, Role
@@ -17,6 +18,8 @@ logger = logging.getLogger("skate.wire")
 
 COPY_MAX = 32 * 1024  # bodies up to this size are joined into one write; larger ones are written as they are
 WRITE_HIGH = 4 * 1024 * 1024  # bytes in the transport above which streams wait
+READ_MAX = 256 * 1024  # bytes of one read of what a broken connection still holds
+ABORT_S = 1.0  # for what was gathered to leave a connection that is closed for a broken protocol
 
 
 class Framed(asyncio.Protocol):
@@ -60,14 +63,31 @@ class Framed(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self.closed and self.transport is None:
             return
+        if error is not None and not self.closed:
+            self.closed = True
+            self._read_rest()
         self.closed = True
         self.transport = None
         self._out.clear()
-        self.resume_writing()
+        Framed.resume_writing(self)
         if not self.greeted.done():
             self.greeted.set_exception(error or WireError("the connection closed before it said hello"))
             self.greeted.exception()  # whoever waits sees it; nobody waiting is no error
         self.on_closed(error)
+
+    def _read_rest(self) -> None:
+        """Takes what the other side said before it died: a write that failed has kept the loop from reading it.
+
+        It may hold answers, and marks of calls that were started; without them those calls would be executed twice.
+        """
+        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if sock is None or self.wire.role != "caller":
+            return
+        try:
+            while data := os.read(sock.fileno(), READ_MAX):
+                self.data_received(data)
+        except OSError:  # nothing more is there
+            return
 
     def pause_writing(self) -> None:
         self._stuck = True
@@ -136,7 +156,13 @@ class Framed(asyncio.Protocol):
     def abort(self, error: Exception) -> None:
         """Ends the connection because the other side broke the protocol."""
         logger.warning("connection %s with %s closed: %s", self.name, self.wire.peer_name, error)
+        if not self.greeted.done():
+            self.greeted.set_exception(error)
+            self.greeted.exception()
+        transport = self.transport
         self.close()
+        if transport is not None:  # who breaks the protocol may as well have stopped reading
+            self.loop.call_later(ABORT_S, transport.abort)
 
     def close(self) -> None:
         """Ends the connection after what was gathered has left."""

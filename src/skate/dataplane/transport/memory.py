@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
 LISTENERS: dict[str, Callable[[], asyncio.Protocol]] = {}  # name -> makes the callee's protocol
+os.register_at_fork(after_in_child=LISTENERS.clear)  # those who listen live in the parent
 
 
 class MemoryTransport(asyncio.Transport):

@@ -15,7 +15,14 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
-from skate.core.errors import CallTimeoutError, NotRunningError, RequestCancelledError, SkateError, WireError
+from skate.core.errors import (
+    CallTimeoutError,
+    NotRunningError,
+    PayloadTooLargeError,
+    RequestCancelledError,
+    SkateError,
+    WireError,
+)
 from skate.dataplane.transport.exchange import Acceptor, Listening
 from skate.dataplane.transport.failure import decode_failure
 from skate.dataplane.transport.framed import Framed
@@ -26,6 +33,7 @@ from skate.dataplane.wire.frames import (
     CHUNK,
     CREDIT,
     ERROR,
+    FRAME_MAX,
     GRANTED,
     HEADED,
     LAST,
@@ -76,11 +84,20 @@ class Peer(Framed):
     # -- calls ----------------------------------------------------------------------------------
 
     def open(self, sink: CallSink, head: bytes, body: bytes, complete: bool, granted: bool = False) -> int:
-        """Sends a call; what comes back goes to ``sink``. The id is valid on this connection only."""
+        """Sends a call; what comes back goes to ``sink``. The id is valid on this connection only.
+
+        Raises PayloadTooLargeError, WireError when too many calls are open; nothing was sent then.
+        """
+        data = join_head(head, body)
+        if len(data) > FRAME_MAX:
+            raise PayloadTooLargeError(
+                f"a call of {len(data)} bytes is above the limit of {FRAME_MAX}: send less at once, "
+                "or send where the data lies instead of the data"
+            )
         call = self.wire.open(complete)
         self.sinks[call] = sink
         flags = HEADED | (LAST if complete else 0) | (GRANTED if granted else 0)
-        self.write_frame(CALL, call, flags, 0, join_head(head, body))
+        self.write_frame(CALL, call, flags, 0, data)
         return call
 
     def send(self, call: int, data: bytes, last: bool = False) -> None:
@@ -342,4 +359,7 @@ async def connect(address: str, name: str, timeout_s: float = CONNECT_TIMEOUT_S)
         raise CallTimeoutError(f"nobody said hello at {address} within {timeout_s} s") from None
     except (ConnectionError, FileNotFoundError) as error:
         raise NotRunningError(f"nobody listens at {address} ({error})") from None
+    except BaseException:  # cancelled: nobody else would close what is half open
+        peer.close()
+        raise
     return peer

@@ -39,6 +39,7 @@ WINDOW = 1 << 20  # bytes a sender may be ahead of the receiver's user, per call
 CHUNK_COST = 64  # what a chunk counts beside its bytes, so that empty chunks are bounded too
 HELLO_MAX = 4096  # bytes of the first frame: who is no peer gets no memory
 CALLS_MAX = 65_536  # calls open at once on one connection
+IDS = 1 << 32  # of calls, as the header of a frame counts them
 
 Role = Literal["caller", "callee"]
 
@@ -61,6 +62,16 @@ CONNECTION_FRAMES: dict[Role, frozenset[int]] = {
     "caller": frozenset({STARTED, READY}),
     "callee": frozenset({CALL, RELEASE}),
 }
+
+
+def _next(call: int) -> int:
+    """The id after this one. Ids go round after ``IDS`` calls (a day at full load); 0 is the connection's own."""
+    return call % (IDS - 1) + 1
+
+
+def _follows(call: int, last: int) -> bool:
+    """Whether ``call`` comes after ``last``, ids going round: it is nearer ahead than behind."""
+    return 0 < (call - last) % IDS < IDS // 2
 
 
 class CallState:
@@ -129,7 +140,7 @@ class Connection:
             raise WireError(f"frame kind {kind} may not come to the {self.role}")
         state = self.calls.get(call)
         if state is None:
-            if call > self._last_call:
+            if _follows(call, self._last_call):
                 raise WireError(f"frame kind {kind} names call {call}, which was never opened")
             return False  # the call ended here meanwhile
         after = moves.get(state.state)
@@ -149,7 +160,7 @@ class Connection:
 
     def _check_connection_frame(self, kind: int, call: int, flags: int, body: bytes) -> None:
         if kind == CALL:
-            if call <= self._last_call:
+            if not _follows(call, self._last_call) or call in self.calls:
                 raise WireError(f"call {call} is not above the last one, {self._last_call}")
             if len(self.calls) >= CALLS_MAX:
                 raise WireError(f"more than {CALLS_MAX} calls are open on one connection")
@@ -170,9 +181,12 @@ class Connection:
         """The id of a new call whose input is complete or not. Raises WireError when too many are open."""
         if len(self.calls) >= CALLS_MAX:
             raise WireError(f"more than {CALLS_MAX} calls are open on one connection")
-        self._last_call += 1
-        self.calls[self._last_call] = CallState(OUTPUT if complete else BOTH)
-        return self._last_call
+        call = _next(self._last_call)
+        while call in self.calls:  # one that is open since the ids went round
+            call = _next(call)
+        self._last_call = call
+        self.calls[call] = CallState(OUTPUT if complete else BOTH)
+        return call
 
     def spend(self, call: int, size: int) -> None:
         """Notes that a chunk of ``size`` bytes goes out for ``call``."""
