@@ -127,8 +127,12 @@ def test_the_proxy_comes_back(deploy: Deploy, instance: Instance, notes: Notes, 
     proxy = serve.status().proxies["0"].pid
     with client(instance.url) as http:
         assert http.get("/a1?what=go").status_code == 200
-    os.kill(proxy, signal.SIGKILL)
-    until(lambda: serve.status().proxies["0"].pid not in (0, proxy) and serve.status().proxies["0"].status == "HEALTHY")
+        os.kill(proxy, signal.SIGKILL)  # with a connection open: its port must be free all the same
+        until(
+            lambda: (
+                serve.status().proxies["0"].pid not in (0, proxy) and serve.status().proxies["0"].status == "HEALTHY"
+            )
+        )
     with client(instance.url) as http:
         assert http.get("/a1?what=go").status_code == 200
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -792,3 +794,100 @@ def test_closing_an_idle_invoker_is_immediate_and_a_hanging_thread_does_not_stop
             await line.idle()
 
     asyncio.run(main())
+
+
+# -- odd ends -----------------------------------------------------------------------------------
+
+
+class Unspeakable(Exception):
+    @property
+    def __notes__(self) -> list[str]:
+        raise ValueError("not even this")
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class Odd:
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def surrogate(self) -> None:
+        raise ValueError("cannot read \udcff")
+
+    async def unspeakable(self) -> None:
+        raise Unspeakable
+
+    async def exit(self) -> None:
+        raise SystemExit(3)
+
+    def exit_sync(self) -> None:
+        raise SystemExit(3)
+
+    async def group(self) -> None:
+        raise BaseExceptionGroup("g", [KeyboardInterrupt()])
+
+    def stop_sync(self) -> None:
+        raise StopIteration
+
+    async def stubborn(self) -> Any:
+        """Swallows its cancellation and goes on."""
+        try:
+            while True:
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    self.ended.append("swallowed")
+                yield 1
+        finally:
+            self.ended.append("closed")
+
+
+@pytest.mark.parametrize("method", ["surrogate", "unspeakable", "exit", "exit_sync", "group", "stop_sync"])
+def test_every_exception_ends_its_call_and_the_replica_lives_on(method: str) -> None:
+    async def scenario(line: Line) -> None:
+        for _ in range(2):
+            with pytest.raises(Exception) as raised:
+                await line.python(method).value()
+            assert not isinstance(raised.value, TimeoutError)
+
+    run(Odd, scenario)
+
+
+def test_a_generator_that_swallows_its_cancellation_is_closed() -> None:
+    async def scenario(line: Line) -> None:
+        asked = line.python("stubborn", stream=True)
+        await until(lambda: asked.chunks)
+        asked.cancel()
+        await line.idle()
+        assert line.target.instance.ended[-1] == "closed"
+
+    run(Odd, scenario)
+
+
+def test_a_call_that_has_ended_keeps_nothing_in_a_circle() -> None:
+    """Else large bodies would stay until the next full collection."""
+
+    async def scenario(line: Line) -> None:
+        seen: list[weakref.ref[Any]] = []
+        run_one = line.invoker.run
+
+        def noting(exchange: Any, done: Any) -> None:
+            run_one(exchange, done)
+            (invocation,) = line.invoker._running
+            seen.append(weakref.ref(invocation.task))
+
+        line.invoker.run = noting  # type: ignore[method-assign]
+        await line.python("add", 1).value()
+        await line.idle()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await line.python("add", 1).value()
+                await line.idle()
+            await until(lambda: [ref() for ref in seen].count(None) >= 5)
+        finally:
+            gc.enable()
+
+    run(Model, scenario)

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
-from collections.abc import Callable, Coroutine
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from skate.dataplane.replica.threads import FEED_ITEMS_MAX, Feed, Threads
+from tests.replica.line import WAIT_S as LIMIT_S
 from tests.replica.line import until
 
 
@@ -159,5 +163,58 @@ def test_a_feed_dropped_before_it_began_never_begins() -> None:
         await busy
         assert await threads.run(lambda: 1) == 1
         assert begun == []
+
+    with_threads(1, scenario)
+
+
+def test_jobs_that_were_dropped_behind_a_hanging_one_leave_nothing_behind() -> None:
+    """Else each call that times out while a handler hangs would leave its payload in the queue for ever."""
+
+    async def scenario(threads: Threads) -> None:
+        release, begun = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            begun.set()
+            release.wait(LIMIT_S)
+
+        hanging = asyncio.create_task(threads.run(hang))
+        await asyncio.to_thread(begun.wait, LIMIT_S)
+        payload = set("x")
+        seen = weakref.ref(payload)
+        late = asyncio.create_task(threads.run(partial(len, payload)))
+        await asyncio.sleep(0)
+        late.cancel()
+        await asyncio.wait({late})
+        assert late.cancelled()
+        del payload, late
+        gc.collect()
+        assert seen() is None and not threads._jobs and threads._open == 1
+        release.set()
+        await hanging
+        assert await threads.run(lambda: "next") == "next" and threads._open == 0
+
+    with_threads(1, scenario)
+
+
+def test_a_system_without_threads_fails_one_job_and_not_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(threads: Threads) -> None:
+        with monkeypatch.context() as without:
+            without.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no thread")))
+            with pytest.raises(RuntimeError, match="no thread"):
+                await threads.run(lambda: 1)
+        assert await threads.run(lambda: 2) == 2
+
+    with_threads(1, scenario)
+
+
+def test_a_feed_does_not_take_a_stray_stop_for_the_end() -> None:
+    def stray() -> Iterator[int]:
+        yield 1
+        raise StopAsyncIteration
+
+    async def scenario(threads: Threads) -> None:
+        with pytest.raises(RuntimeError, match="StopAsyncIteration"):
+            async for _ in Feed(threads, stray(), lambda item: item):
+                pass
 
     with_threads(1, scenario)

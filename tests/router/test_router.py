@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from skate.core.clock import SystemClock
 from skate.core.context import RequestContext
 from skate.core.errors import (
@@ -12,6 +14,8 @@ from skate.core.errors import (
     CallTimeoutError,
     DeploymentUnavailableError,
     NotFoundError,
+    NotRunningError,
+    PayloadTooLargeError,
     ReplicaDiedError,
     RequestCancelledError,
 )
@@ -20,6 +24,7 @@ from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
 from skate.dataplane.replica.slots import Slots
 from skate.dataplane.router import Router
+from skate.dataplane.transport import peers
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.peers import Listener, listen
 from skate.dataplane.wire.head import PYTHON, CallHead
@@ -452,5 +457,109 @@ def test_a_call_refused_by_a_leaving_replica_goes_to_the_deployment_of_the_same_
         assert call.outcome is Outcome.OK and new.seen == ["1"]
         await old.die()
         await new.die()
+
+    play(scene)
+
+
+def test_closing_ends_every_call_wherever_it_is() -> None:
+    """Also one that is sent but not started, one whose deployment is gone, and one that comes too late."""
+
+    async def scene(router: Router) -> None:
+        replica, deaf = await Replica("a", 1).start(), await Replica("b", 1).start()
+        deaf.accept = lambda exchange: None  # type: ignore[method-assign]
+        await deaf.die()
+        listener = await listen(deaf.address, lambda exchange: None, "b")  # takes calls, says nothing
+        early = Noted("early")
+        router.submit(early, b"")
+        early.cancel()
+        router.apply(snapshot(target(replica, limit=1)))
+        running, queued = submit(router, "1", "2")
+        await until(lambda: replica.held)
+        router.apply(snapshot())  # the deployment is gone, its call goes on
+        await until(lambda: queued.outcome is Outcome.REFUSED)
+        router.apply(snapshot(target(deaf)))
+        (sent,) = submit(router, "3")
+        await until(lambda: sent.link is not None and sent.link.peer is not None)
+        sent.started = False
+        await router.close()
+        assert running.outcome is sent.outcome is Outcome.CANCELLED
+        (late,) = submit(router, "4")
+        assert late.outcome is Outcome.REFUSED and isinstance(late.ends[0], NotRunningError)
+        router.apply(snapshot(target(replica)))
+        assert not router.lanes
+        await until(lambda: not replica.listener.listening.sessions and not listener.listening.sessions)  # type: ignore[union-attr]
+        await listener.close()
+        await replica.die()
+
+    play(scene)
+
+
+def test_a_call_that_cannot_be_sent_ends_and_its_slot_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        (first,) = submit(router, "1")
+        await until(lambda: replica.held)
+        monkeypatch.setattr(peers, "FRAME_MAX", 1000)
+        large, odd = Noted("2"), Noted("odd \ud800")
+        router.submit(large, b"x" * 2000)
+        router.submit(odd, b"")
+        (last,) = submit(router, "3")
+        replica.answer()
+        await until(lambda: replica.held)
+        assert isinstance(large.ends[0], PayloadTooLargeError) and large.outcome is Outcome.REFUSED
+        assert isinstance(odd.ends[0], UnicodeEncodeError) and odd.outcome is Outcome.REFUSED
+        replica.answer()
+        await last.ended.wait()
+        assert first.outcome is last.outcome is Outcome.OK and replica.slots.promised == 0
+        await replica.die()
+
+    play(scene)
+
+
+def test_a_slot_promised_for_a_call_that_cannot_be_sent_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(router: Router) -> None:
+        other = Router("driver 2", SystemClock())
+        replica = await Replica("a", 1).start()
+        for one in (router, other):
+            one.apply(snapshot(target(replica, limit=1)))
+        (first,) = submit(router, "1")
+        await until(lambda: replica.held)
+        large, last = Noted("large"), Noted("last")
+        other.submit(large, b"x" * 2000)
+        await until(lambda: large.queued)  # refused, to be told when it is its turn
+        monkeypatch.setattr(peers, "FRAME_MAX", 1000)
+        replica.answer()
+        await large.ended.wait()
+        await until(lambda: not replica.slots.promised)
+        other.submit(last, b"")
+        await until(lambda: replica.held)
+        replica.answer()
+        await last.ended.wait()
+        assert first.outcome is last.outcome is Outcome.OK and large.outcome is Outcome.REFUSED
+        await other.close()
+        await replica.die()
+
+    play(scene)
+
+
+def test_an_owner_that_fails_costs_no_other_call_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    class Clumsy(Noted):
+        def on_end(self, error: BaseException | None) -> None:
+            super().on_end(error)
+            raise ValueError("clumsy")
+
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        submit(router, "0")
+        clumsy, other = Clumsy("1"), Noted("2")
+        router.submit(clumsy, b"")
+        router.submit(other, b"")
+        await until(lambda: replica.held)
+        router.apply(snapshot())
+        assert clumsy.outcome is other.outcome is Outcome.REFUSED and other.ends
+        assert "clumsy" in caplog.text
+        await replica.die()
 
     play(scene)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from skate.core.errors import WireError
 from skate.dataplane.wire import frames as f
-from skate.dataplane.wire.connection import CALLS_MAX, CHUNK_COST, WINDOW, Connection
+from skate.dataplane.wire.connection import CALLS_MAX, CHUNK_COST, IDS, WINDOW, Connection
 from skate.dataplane.wire.head import Hello, encode_head
 
 
@@ -211,3 +211,21 @@ class TwoEnds(RuleBasedStateMachine):
 
 TwoEnds.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestTwoEnds = TwoEnds.TestCase
+
+
+def test_call_ids_go_round_and_spare_those_that_are_open() -> None:
+    """At 50,000 calls a second a connection has used up the ids of 32 bits after a day."""
+    caller, callee = pair()
+    first = caller.open(True)
+    callee.feed(call_frame(first))
+    caller._last_call = callee._last_call = IDS - 3
+    ids = []
+    for _ in range(4):
+        ids.append(caller.open(True))
+        (frame,) = callee.feed(call_frame(ids[-1]))
+        assert frame[1] == ids[-1]
+    assert first == 1 and ids == [IDS - 2, IDS - 1, 2, 3]
+    callee.close(IDS - 1)
+    assert callee.feed(f.pack(f.CANCEL, IDS - 1, 0, 0, b"")) == []  # late, and no more than that
+    with pytest.raises(WireError, match="never opened"):
+        callee.feed(f.pack(f.CANCEL, 4, 0, 0, b""))

@@ -264,7 +264,7 @@ class Controller:
         return ForgetProcess(_process_id(action))
 
     def _port(self, slot: str, http: HttpOptions) -> int:
-        """Where a proxy shall listen. For port 0, where it, or one that shares its port, did before: clients know it."""
+        """Where a proxy shall listen. For port 0 where it, or one that shares its port, did before: clients know it."""
         if http.port:
             return http.port
         shared = self.config.proxies > 1

@@ -8,6 +8,9 @@ import socket
 from skate.core.errors import AddressInUseError
 
 BACKLOG = 2048  # connections the kernel holds until they are accepted
+# Clients that vanished without a word (power, network) are found by the kernel after two minutes of silence.
+# What is set on the listening socket holds for the connections it accepts.
+ALIVE = (("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
 def bind(host: str, port: int, share: bool = False) -> socket.socket:
@@ -17,7 +20,13 @@ def bind(host: str, port: int, share: bool = False) -> socket.socket:
     """
     listener = _bound(host, port, share)
     try:
+        for name, value in ALIVE:
+            if (option := getattr(socket, name, None)) is not None:  # not every system has them all
+                level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+                listener.setsockopt(level, option, value)
         listener.listen(BACKLOG)
+        # For who binds this port after us: connections that we leave behind, killed, must not keep it for a minute.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

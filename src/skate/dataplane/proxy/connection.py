@@ -314,6 +314,7 @@ class Connection(asyncio.Protocol):
             self.write(CONTINUE)
         self.gathering = 0 < request.length <= GATHER_MAX
         if self.gathering and request.timeout_s is not None:
+            request.deadline = self.front.clock.now() + request.timeout_s
             self.timer = self.loop.call_later(request.timeout_s, self._late, request)
         return True
 

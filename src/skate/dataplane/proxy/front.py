@@ -79,7 +79,9 @@ class Front:
         mount = self.mount_of(request)
         if mount is None:
             return self._own_answer(self.local_path(request.path))
-        deadline = None if request.timeout_s is None else self.clock.now() + request.timeout_s
+        deadline = request.deadline
+        if deadline is None and request.timeout_s is not None:
+            deadline = self.clock.now() + request.timeout_s
         head = self._head(HTTP, request, connection, mount, _NO_SUBPROTOCOLS)
         return HttpCall(mount.deployment_key, head, deadline, connection, request)
 

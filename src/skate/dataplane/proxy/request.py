@@ -52,6 +52,7 @@ class Request:
     """What is known when a request's head is complete; ``error`` says why it is refused, and then closed or not."""
 
     __slots__ = (
+        "deadline",
         "error",
         "expects",
         "given",
@@ -74,6 +75,7 @@ class Request:
         self.headers = headers
         self.version = version
         self.timeout_s = timeout_s
+        self.deadline: float | None = None  # on the clock, once it runs
         self.method = "GET"
         self.keep_alive = True
         self.path, self.raw_path, self.query = split_target(target)

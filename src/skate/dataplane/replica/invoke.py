@@ -405,7 +405,7 @@ class Invocation:
             text = user_traceback(error)
             self._log(error, text)
         except Exception:  # exceptions are user code, too
-            logger.exception("an exception of type %s cannot be shown", type(error).__name__)
+            logger.error("an exception of type %s cannot be shown", type(error).__name__)
             text = ""
         self.exchange.fail(error, text)
 
