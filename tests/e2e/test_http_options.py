@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_a_request_that_runs_too_long_is_408(deploy: Deploy, http: httpx.Client,
     deploy(Parent.bind(Child.bind()))
     answer = http.get("/api/a1")
     assert answer.status_code == 408
-    assert "timed out after 0.5" in answer.text and "running" in answer.text
+    # the child has the same deadline: whose error comes first is a matter of microseconds
+    assert re.search(r"timed out after 0\.(4[89]|5)\d* s while running", answer.text), answer.text
     assert answer.elapsed.total_seconds() < 1.5
     until(lambda: notes.has("child over") and notes.has("parent over"))
     assert calls().open == 0

@@ -167,6 +167,16 @@ def test_a_name_and_a_shared_port_are_bound() -> None:
         bind("localhost", port, share=True).close()
 
 
+def test_a_port_can_be_had_again_while_its_connections_linger() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            first.setblocking(True)
+            first.accept()[0].close()  # ours closes first: the connection lives on without us
+            first.close()
+            bind("127.0.0.1", port).close()
+
+
 def test_a_reserved_port_is_for_those_who_share_it() -> None:
     with reserve("127.0.0.1") as reserved:
         port = reserved.getsockname()[1]

@@ -58,6 +58,7 @@ class Replica:
         self.held: list[Exchange] = []
         self.seen: list[str] = []
         self.most = 0
+        self.refused = 0
         self.slots = Slots(limit, lambda session: session.grant(1))  # type: ignore[attr-defined]
         self.listener: Listener | None = None
         self.session: Session | None = None
@@ -72,6 +73,7 @@ class Replica:
     def accept(self, exchange: Exchange) -> None:
         self.session = exchange.session
         if not self.slots.take(exchange.session, exchange.granted):
+            self.refused += 1
             exchange.refuse()
             return
         self.most = max(self.most, self.slots.ongoing)
@@ -560,6 +562,32 @@ def test_an_owner_that_fails_costs_no_other_call_its_end(caplog: pytest.LogCaptu
         router.apply(snapshot())
         assert clumsy.outcome is other.outcome is Outcome.REFUSED and other.ends
         assert "clumsy" in caplog.text
+        await replica.die()
+
+    play(scene)
+
+
+def test_routers_that_crowd_a_replica_do_not_send_their_queues_in_vain() -> None:
+    """A slot that frees costs about one refusal, not one for each call that finds room by the count of its router."""
+
+    async def scene(router: Router) -> None:
+        other = Router("driver 2", SystemClock())
+        replica = await Replica("a", 50).start()
+        for one in (router, other):
+            one.apply(snapshot(target(replica, limit=50)))
+        calls = submit(router, *map(str, range(300)))
+        theirs = [Noted(f"t{i}") for i in range(300)]
+        for call in theirs:
+            other.submit(call, b"")
+        for _ in range(600):
+            await until(lambda: replica.held)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            replica.answer()
+        for call in (*calls, *theirs):
+            await call.ended.wait()
+        assert replica.refused < 1000 and replica.most == 50
+        await other.close()
         await replica.die()
 
     play(scene)

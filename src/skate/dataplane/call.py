@@ -185,6 +185,9 @@ class Call:
         self.started = True
         self.body = b""
         self.more = None
+        link = self.link
+        if link is not None and link.probe is self:
+            link.lane.call_started(self)
 
     def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
         self.started = True

@@ -419,14 +419,14 @@ class DeploymentHandle(Generic[T_co]):
         if answer._done:  # cancelled while its arguments were resolved
             return
         caller = answer._caller
-        if deadline is None:
-            deadline = self._deadline(caller, under)
-        head = CallHead(PYTHON, self._method, answer._request_id, None, self._stream, self._app)
-        make: Any = _StreamCall if self._stream else _UnaryCall
-        call = make(f"{self._app}/{self._deployment}", head, deadline, answer)
-        call.context = under
-        answer._call = call
         try:
+            if deadline is None:
+                deadline = self._deadline(caller, under)
+            head = CallHead(PYTHON, self._method, answer._request_id, None, self._stream, self._app)
+            make: Any = _StreamCall if self._stream else _UnaryCall
+            call = make(f"{self._app}/{self._deployment}", head, deadline, answer)
+            call.context = under
+            answer._call = call
             caller.router.submit(call, body)
         except Exception as error:  # nobody would hear of it on the router's loop
             answer._failed(error)
@@ -441,9 +441,10 @@ class DeploymentHandle(Generic[T_co]):
         self, answer: Any, under: context.RequestContext | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         caller = answer._caller
-        deadline = self._deadline(caller, under)
-        left = None if deadline is None else max(0.0, deadline - caller.router.clock.now())
+        limit: asyncio.Timeout | None = None
         try:
+            deadline = self._deadline(caller, under)
+            left = None if deadline is None else max(0.0, deadline - caller.router.clock.now())
             async with asyncio.timeout(left) as limit:
                 values = tuple([await _resolved(value) for value in args])
                 named = {name: await _resolved(value) for name, value in kwargs.items()}
@@ -454,7 +455,7 @@ class DeploymentHandle(Generic[T_co]):
             )
             raise
         except Exception as error:
-            if isinstance(error, TimeoutError) and limit.expired():
+            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
                 error = CallTimeoutError(f"request {answer.request_id} timed out while its arguments were awaited")
             answer._failed(error)
 

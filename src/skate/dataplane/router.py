@@ -43,7 +43,7 @@ EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
 class Link:
     """One replica as this router sees it: the connection, what is in flight, and whether it may get more."""
 
-    __slots__ = ("__weakref__", "blocked", "granted", "in_flight", "lane", "leaving", "peer", "target", "task")
+    __slots__ = ("__weakref__", "blocked", "granted", "in_flight", "lane", "leaving", "peer", "probe", "target", "task")
 
     def __init__(self, lane: Lane, target: ReplicaTarget) -> None:
         self.lane = lane
@@ -53,6 +53,7 @@ class Link:
         self.in_flight = 0
         self.blocked = False  # it refused; it will say when it is ready
         self.granted = 0  # slots it promised us
+        self.probe: Call | None = None  # sent while blocked, to learn whether there are more slots than those promised
         self.leaving = False  # no longer in the snapshot: finish what is in flight, then close
 
     def has_room(self) -> bool:
@@ -155,19 +156,11 @@ class Lane:
 
     def dispatch(self) -> None:
         """Sends waiting calls, oldest first, while a replica has room."""
-        waiting = self.waiting
-        while waiting:
-            call = waiting[0]
-            if call.outcome is not None:
-                waiting.popleft()
-                continue
+        while self.queued:
             link = self._choose()
             if link is None:
                 return
-            waiting.popleft()
-            call.queued = False
-            self.queued -= 1
-            self._send(call, link)
+            self._send(self._next(), link)
 
     def _choose(self) -> Link | None:
         links = self.links
@@ -227,7 +220,9 @@ class Lane:
         if call.queued:
             call.queued = False
             self.queued -= 1
-            if len(self.waiting) > 2 * self.queued + 64:  # ended calls must not pile up behind one that waits
+            if not self.queued:
+                self.waiting.clear()
+            elif len(self.waiting) > 2 * self.queued + 64:  # ended calls must not pile up behind one that waits
                 self.waiting = deque(call for call in self.waiting if call.outcome is None)
         elif link is not None:
             self._release(call, link)
@@ -237,6 +232,8 @@ class Lane:
     def _release(self, call: Call, link: Link) -> None:
         call.link = None
         link.in_flight -= 1
+        if link.probe is call:
+            link.probe, link.blocked = None, False
         if link.leaving and link.in_flight == 0:
             self.leaving.discard(link)
             link.close()
@@ -244,8 +241,8 @@ class Lane:
     def call_refused(self, call: Call) -> None:
         link = call.link
         assert link is not None
-        link.blocked = True
         self._release(call, link)
+        link.blocked = True
         self._take_back(call)
         self.dispatch()
 
@@ -266,13 +263,38 @@ class Lane:
         self.dispatch()
 
     def ready(self, link: Link, count: int) -> None:
-        """A replica that had refused promises ``count`` slots."""
-        link.blocked = False
+        """A replica that had refused promises ``count`` slots.
+
+        Beyond those one call asks for more, and the others wait for what becomes of it: if all went, most would be
+        refused and come back, once for every slot that frees.
+        """
         link.granted += count
         self.dispatch()
         if link.granted and link.peer is not None:
             link.peer.release(link.granted)
             link.granted = 0
+        if link.probe is not None:
+            return
+        link.blocked = False
+        if self.queued and link.has_room():
+            link.probe = self._next()
+            self._send(link.probe, link)
+            link.blocked = link.probe is not None
+
+    def call_started(self, call: Call) -> None:
+        """The replica has accepted a call that asked for more than was promised."""
+        link = call.link
+        if link is not None and link.probe is call:
+            link.probe, link.blocked = None, False
+            self.dispatch()
+
+    def _next(self) -> Call:
+        """The oldest call that waits, taken from the queue; there is one."""
+        while (call := self.waiting.popleft()).outcome is not None:
+            pass
+        call.queued = False
+        self.queued -= 1
+        return call
 
 
 class Router:
@@ -436,6 +458,7 @@ class Router:
         link.peer = None
         link.blocked = False
         link.granted = 0
+        link.probe = None
         if not link.leaving and link.lane.links.get(link.target.id) is link:
             self.connect(link)
         link.lane.dispatch()

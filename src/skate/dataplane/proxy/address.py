@@ -18,15 +18,15 @@ def bind(host: str, port: int, share: bool = False) -> socket.socket:
 
     Raises AddressInUseError, for whatever reason the address cannot be had; its text names address, cause and way out.
     """
-    listener = _bound(host, port, share)
+    # For who binds this port after us: connections that we leave behind, killed, must not keep it for a minute.
+    options = ["SO_REUSEADDR", "SO_REUSEPORT"] if share else ["SO_REUSEADDR"]
+    listener = _bound(host, port, options)
     try:
         for name, value in ALIVE:
             if (option := getattr(socket, name, None)) is not None:  # not every system has them all
                 level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
                 listener.setsockopt(level, option, value)
         listener.listen(BACKLOG)
-        # For who binds this port after us: connections that we leave behind, killed, must not keep it for a minute.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
@@ -39,10 +39,10 @@ def reserve(host: str) -> socket.socket:
 
     Raises AddressInUseError.
     """
-    return _bound(host, 0, True)
+    return _bound(host, 0, ["SO_REUSEPORT"])
 
 
-def _bound(host: str, port: int, share: bool) -> socket.socket:
+def _bound(host: str, port: int, options: list[str]) -> socket.socket:
     if not 0 <= port <= 65_535:  # the system would take it modulo 65536
         raise AddressInUseError(f"HTTP cannot be served on port {port}: choose one from 0 (any free one) to 65535")
     try:
@@ -56,10 +56,8 @@ def _bound(host: str, port: int, share: bool) -> socket.socket:
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
-        if port:  # may have been in use a moment ago; a reserved one must not be given to others
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if share:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for option in options:
+            listener.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
         listener.bind(address)
     except OSError as error:
         listener.close()

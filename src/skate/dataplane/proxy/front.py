@@ -32,6 +32,7 @@ SWEEP_MIN_S = 0.05
 COMPLAIN_S = 10.0  # between two lines in the log about too many connections
 
 NOT_READY = "No application has been deployed yet."
+NOT_LOADED = "No replica is ready yet."
 DRAINING = "This proxy is being stopped."
 FULL = "This server has as many open connections as it can hold."
 
@@ -50,6 +51,7 @@ class Front:
         self.root_path = options.root_path.rstrip("/")
         self.table = RouteTable()
         self.ready = False  # an application was there once; stays true while the last one is replaced
+        self.loaded = False  # a replica of one was ready once
         self.draining = False
         self.connections: set[Connection] = set()
         self.sockets: set[SocketCall] = set()
@@ -141,8 +143,16 @@ class Front:
         if path not in ("/-/healthz", "/-/routes") or self.draining or not self.ready:
             return self.no_answer(path)
         if path == "/-/healthz":
-            return Answer(200, "success")
+            return Answer(200, "success") if self._has_answered() else not_ready(NOT_LOADED)
         return Answer(200, msgspec.json.encode(self.table.table()).decode(), [JSON_TYPE])
+
+    def _has_answered(self) -> bool:
+        """Whether an application could be served once; from then on what waits for a replica is no fault of ours."""
+        if not self.loaded:
+            keys = [f"{route.app}/{route.deployment}" for route in self.router.routes]
+            lanes = self.router.lanes
+            self.loaded = any(key in lanes and lanes[key].links for key in keys)
+        return self.loaded
 
     def no_answer(self, path: str) -> Answer:
         """Why nobody answers at this path."""

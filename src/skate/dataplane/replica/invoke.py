@@ -207,6 +207,8 @@ class Invocation:
         except BaseException as error:  # also what is no Exception: the caller hears of it, the replica lives on
             self._fail(error)
         finally:
+            if not self.exchange.ended:  # ours to mend, but not at the cost of the caller
+                self.exchange.fail(RuntimeError("the call ended without an answer"))
             self.exchange.on_cancel = None  # or each would keep the other, and the body, until the next full collection
             self._say_gone()
             self.invoker.ended(self)
