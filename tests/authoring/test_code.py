@@ -233,7 +233,7 @@ def test_code_that_cannot_travel_names_what_it_refers_to() -> None:
         code.pack(handler, "web")
 
 
-SCRIPT = '''
+SCRIPT = """
 import sys, threading
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -339,9 +339,9 @@ class Shop:
 
 app.include_router(after)
 
-'''
+"""
 
-DRIVER = '''
+DRIVER = """
 if __name__ == "__main__":
     import subprocess
     spec = build(Shop.bind("main", Point(3)))
@@ -356,9 +356,9 @@ if __name__ == "__main__":
     assert type(back["item"]) is Item and back["item"].parts[0].color is Color.RED
     assert type(back["measure"]) is Measure and back["measure"] == Measure(1.5, unit="s")
     print("same classes")
-'''
+"""
 
-PLAIN_SCRIPT = '''
+PLAIN_SCRIPT = """
 from dataclasses import dataclass
 from skate.authoring.deployment import deployment
 from skate.authoring.graph import build
@@ -380,9 +380,9 @@ def other():
     return FACTOR
 
 print(build(Model.bind(Point(1))).deployments[0].version)
-'''
+"""
 
-REPLICA = '''
+REPLICA = """
 import asyncio, sys, typing
 import httpx, msgspec
 from skate.authoring import code
@@ -422,7 +422,7 @@ async def main():
     )
 
 asyncio.run(main())
-'''
+"""
 
 
 def run(*arguments: str, cwd: Path, hash_seed: str = "0") -> bytes:

@@ -28,9 +28,7 @@ from skate.core.options import (
 )
 from skate.core.specs import HttpOptions
 
-GROUPS = [
-    group for group in vars(declared).values() if isinstance(group, type) and issubclass(group, msgspec.Struct)
-]
+GROUPS = [group for group in vars(declared).values() if isinstance(group, type) and issubclass(group, msgspec.Struct)]
 
 
 @pytest.mark.parametrize("group", GROUPS)
