@@ -34,6 +34,8 @@ T = TypeVar("T")
 EngineName = Literal["process", "inline"]
 
 START_TIMEOUT_S = 30.0
+WATCHES_MAX = 100
+WATCH_AGAIN_S = 0.05
 STOP_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 5.0  # for the controller to hear that it shall end
 CONTROLLER_ENTRY = "skate.controlplane.controller:run"
@@ -113,9 +115,19 @@ class Instance:
         self.run(_settled(caller, f"{spec.name}/{spec.ingress}"), START_TIMEOUT_S)
 
     async def _deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None) -> None:
-        client = await self.client()
-        await client.deploy(spec)
-        async for status in client.watch_status():
+        await (await self.client()).deploy(spec)
+        for _ in range(WATCHES_MAX):
+            try:
+                await self._watch_start(spec, on_status)
+                return
+            except NotRunningError:
+                if _gone(self):
+                    raise
+            await self._clock.sleep(WATCH_AGAIN_S)  # the controller alone is gone; it comes back and goes on
+        raise NotRunningError("the controller keeps ending while the application is starting; see its messages")
+
+    async def _watch_start(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None) -> None:
+        async for status in (await self.client()).watch_status():
             if on_status is not None:
                 on_status(status)
             app = status.applications.get(spec.name)

@@ -35,6 +35,7 @@ from skate.dataplane.wire.connection import CALLS_MAX
 
 logger = logging.getLogger("skate.router")
 
+STEADY_S = 1.0  # a connection that lived this long is opened again at once when it is lost
 CONNECT_BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach a replica that the snapshot names
 LOAD_FRESH_S = 0.1  # after this silence what a replica said of its load (mostly other routers' calls) is forgotten
 EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
@@ -43,13 +44,28 @@ EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
 class Link:
     """One replica as this router sees it: the connection, what is in flight, and whether it may get more."""
 
-    __slots__ = ("__weakref__", "blocked", "granted", "in_flight", "lane", "leaving", "peer", "probe", "target", "task")
+    __slots__ = (
+        "__weakref__",
+        "blocked",
+        "failures",
+        "granted",
+        "in_flight",
+        "lane",
+        "leaving",
+        "peer",
+        "probe",
+        "since",
+        "target",
+        "task",
+    )
 
     def __init__(self, lane: Lane, target: ReplicaTarget) -> None:
         self.lane = lane
         self.target = target
         self.peer: Peer | None = None
         self.task: asyncio.Task[None] | None = None  # connecting
+        self.failures = 0  # attempts to connect that failed or did not last
+        self.since = 0.0  # when the connection was opened
         self.in_flight = 0
         self.blocked = False  # it refused; it will say when it is ready
         self.granted = 0  # slots it promised us
@@ -433,15 +449,16 @@ class Router:
             link.task = self.loop.create_task(self._connect(link))
 
     async def _connect(self, link: Link) -> None:
-        attempt = 0
         while not link.leaving:
+            if link.failures:
+                await self.clock.sleep(CONNECT_BACKOFF_S[min(link.failures, len(CONNECT_BACKOFF_S)) - 1])
             try:
                 peer = await connect(link.target.address, self.name)
             except Exception as error:
                 logger.debug("replica %s cannot be reached yet: %s", link.target.id, error)
-                await self.clock.sleep(CONNECT_BACKOFF_S[min(attempt, len(CONNECT_BACKOFF_S) - 1)])
-                attempt += 1
+                link.failures += 1
                 continue
+            link.since = self.clock.now()
             peer.on_ready = lambda count: link.lane.ready(link, count)
             peer.on_lost = lambda _: self._lost(link)
             link.peer = peer
@@ -455,6 +472,8 @@ class Router:
         link.task = None
 
     def _lost(self, link: Link) -> None:
+        # A replica that answers and hangs up must not be called in a busy loop.
+        link.failures = link.failures + 1 if self.clock.now() - link.since < STEADY_S else 0
         link.peer = None
         link.blocked = False
         link.granted = 0

@@ -24,6 +24,7 @@ from skate.engine.runtime_dir import running_pid
 logger = logging.getLogger("skate.uplink")
 
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach the controller
+STEADY_S = 1.0  # a line that lived this long is tried again at once when it is lost
 LEDGER_PERIOD_S = 0.5  # counts of calls are told at most this often, and only when they changed
 CLOSE_S = 0.5  # for the last counts
 
@@ -64,7 +65,7 @@ class Uplink:
                 await self.clock.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
                 continue
-            attempt = 0
+            since = self.clock.now()
             peer.on_lost = _setter(lost)
             if not peer.closed:
                 self.peer = peer
@@ -75,6 +76,11 @@ class Uplink:
                 await lost.wait()
             self.connected.clear()
             self.peer = None
+            if self.clock.now() - since < STEADY_S:  # it answers and hangs up: that must not become a busy loop
+                await self.clock.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+                attempt += 1
+            else:
+                attempt = 0
 
     def _on_snapshot(self, data: bytes) -> None:
         self.router.apply(_snapshot_decoder.decode(data))
