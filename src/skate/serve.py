@@ -6,6 +6,7 @@ translates to the floors below. What blocks, blocks the calling thread and nothi
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -53,6 +54,8 @@ __all__ = [
 T = TypeVar("T")
 DEFAULT_APP = "default"
 
+logger = logging.getLogger("skate")
+
 
 def start(
     *,
@@ -75,8 +78,16 @@ def start(
     _refuse_in_replica("serve.start()")
     if not isinstance(proxies, int) or isinstance(proxies, bool) or not 1 <= proxies <= 64:
         raise OptionError(f"proxies must be a number from 1 to 64, not {proxies!r}")
+    if not isinstance(http, bool):
+        raise OptionError(f"http must be True or False, not {http!r}; addresses go into http_options")
+    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+        raise OptionError(f"preload takes a list of module names, such as ['numpy'], not {preload!r}")
+    if engine not in ("process", "inline"):
+        raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
     options = _http_options(http_options) if http else None
-    instance, _ = instances.start(options, engine=engine, proxies=proxies, preload=tuple(preload))
+    instance, new = instances.start(options, engine=engine, proxies=proxies, preload=tuple(preload))
+    if not new and (http_options is not None or preload or proxies != 1 or not http or engine != "process"):
+        logger.warning("serve.start(): an instance is running already; its options stay as they are")
     callers.start(instance.address)
 
 
@@ -101,14 +112,28 @@ def run(
     _refuse_in_replica("serve.run()")
     spec = application_spec(target, name, route_prefix)
     instance, _ = instances.start(HttpOptions())
+    if not instance.owned and not instance.announced:
+        instance.announced = True
+        logger.warning(
+            "serve.run(): joining the instance that runs in %s, started by another process; it ends with that one. "
+            "For one of your own set SKATE_INSTANCE to another name",
+            instance.runtime_dir,
+        )
     instance.deploy(spec, on_status)
     handle: DeploymentHandle[T] = DeploymentHandle(spec.name, spec.ingress, address=instance.address)
     if blocking:
+        _say_where(instance.status(), name, route_prefix)
         try:
             wait_for_interrupt()
         finally:
             shutdown() if instance.owned else delete(name)
     return handle
+
+
+def _say_where(status: ServeStatus, name: str, route_prefix: str | None) -> None:
+    addresses = [f"http://{proxy.address}{route_prefix}" for proxy in status.proxies.values() if route_prefix]
+    where = f" at {addresses[0]}" if addresses else ""
+    print(f"Application {name} is ready{where}; Ctrl-C ends it.", flush=True)
 
 
 def application_spec(target: Any, name: str = DEFAULT_APP, route_prefix: str | None = "/") -> AppSpec:
@@ -218,6 +243,8 @@ def _known_apps() -> str:
 def _http_options(given: HttpOptions | Mapping[str, Any] | None) -> HttpOptions:
     if given is None:
         return HttpOptions()
+    if not isinstance(given, (HttpOptions, Mapping)):
+        raise OptionError(f"http_options takes a dict such as {{'port': 8000}}, not {given!r}")
     plain = msgspec.structs.asdict(given) if isinstance(given, HttpOptions) else given
     return HttpOptions(**check_http_options(plain))
 

@@ -143,6 +143,12 @@ class Deployment(Generic[P, T_co]):
         handles in their place. Raises ``TypeError`` for arguments that the constructor does not take, and
         ``GraphError`` for arguments to a function, which has no constructor.
         """
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, Deployment):
+                raise TypeError(
+                    f"{self.name}.bind() was given the deployment {argument.name}, which is not bound; "
+                    f"did you forget .bind()? Give it {argument.name}.bind(...)."
+                )
         _check_arguments(self, args, kwargs)
         return Application(self, args, kwargs)
 

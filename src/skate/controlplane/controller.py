@@ -72,6 +72,7 @@ logger = logging.getLogger("skate.controller")
 REPLICA_ENTRY = "skate.dataplane.replica.worker:run"
 PROXY_ENTRY = "skate.dataplane.proxy.server:run"
 APPS_MAX = 1000  # applications of one instance
+LOADING_S = 0.5  # for a replica that never had a request; in a slow constructor it does not even hear the stop
 CLOSING_S = 4.0  # beyond its grace, for a replica to fail what is unfinished and run its destructor; below OVERDUE_S
 STATUS_PERIOD_S = 0.05  # between two statuses of one watcher
 OBSERVE_AGAIN_S = 0.2  # after the engine could not be asked
@@ -258,7 +259,7 @@ class Controller:
             name = PROXY_PREFIX + action.id
             return StartProcess(ProcessSpec(name, "proxy", f"skate: {name}", PROXY_ENTRY, _encode(proxy)))
         if isinstance(action, StopReplica):
-            return StopProcess(action.id, action.grace_s + CLOSING_S if action.grace_s else 0.0)
+            return StopProcess(action.id, self._grace_s(action))
         if isinstance(action, StopProxy):
             return StopProcess(PROXY_PREFIX + action.id, action.grace_s)
         return ForgetProcess(_process_id(action))
@@ -279,6 +280,12 @@ class Controller:
             except AddressInUseError:
                 return 0  # the proxies will say what is wrong with the address
         return int(self._reserved.getsockname()[1])
+
+    def _grace_s(self, action: StopReplica) -> float:
+        seen = self._observed.replicas.get(action.id)
+        if seen is not None and seen.phase in ("starting", "importing", "loading"):
+            return min(action.grace_s, LOADING_S)
+        return action.grace_s + CLOSING_S if action.grace_s else 0.0
 
     def _replica_process(self, action: StartReplica) -> ProcessSpec:
         app = self._goals[action.app].spec

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -25,10 +25,13 @@ from skate.core.environment import environment
 from skate.core.errors import AddressInUseError, DeployError, NotRunningError, OptionError
 from skate.core.specs import AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
 from skate.dataplane import caller as callers
+from skate.dataplane.proxy.address import bind
 from skate.dataplane.transport.peers import Peer, connect
 from skate.engine.base import AlreadyRunningError, Life, resolve
 from skate.engine.process import Launched, launch
 from skate.engine.runtime_dir import running_pid
+
+logger = logging.getLogger("skate")
 
 T = TypeVar("T")
 EngineName = Literal["process", "inline"]
@@ -58,6 +61,7 @@ class Instance:
         self.runtime_dir = runtime_dir
         self._clock = SystemClock()
         self._client: ControllerClient | None = None
+        self.announced = False  # its user was told that it is somebody else's
         self._inline: tuple[Life, Future[None]] | None = None
 
     @property
@@ -89,7 +93,8 @@ class Instance:
             except NotRunningError:
                 if self.launched is not None and not self.launched.alive():
                     raise NotRunningError("the instance ended while it was starting; its messages are above") from None
-                if not self.owned or self._clock.now() > until:
+                starting = self.owned or running_pid(self.runtime_dir) is not None
+                if not starting or self._clock.now() > until:
                     raise
             await self._clock.sleep(POLL_S)
 
@@ -263,17 +268,7 @@ def _start(
 
 def check_port(http: HttpOptions) -> None:
     """Raises AddressInUseError at once when nobody could listen there. The proxy's own attempt stays the last word."""
-    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((http.host, http.port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise AddressInUseError(
-                f"cannot listen at {http.host}:{http.port}: {reason}. Choose another port (--port, or "
-                "http_options={'port': ...}; 0 takes a free one) or end what uses this one"
-            ) from None
+    bind(http.host, http.port).close()
 
 
 # -- the one of this process ----------------------------------------------------------------------
@@ -398,10 +393,13 @@ def forget() -> None:
 def _at_exit() -> None:
     """The process ends: nobody is left to hear the answers of its own calls, others' requests get their grace."""
     caller = callers.here()
-    if caller is not None and _mine is not None:
-        with contextlib.suppress(Exception):
-            _mine.run(caller.router.close(), ASK_TIMEOUT_S)
-    forget()
+    try:
+        if caller is not None and _mine is not None:
+            with contextlib.suppress(Exception):
+                _mine.run(caller.router.close(), ASK_TIMEOUT_S)
+        forget()
+    except KeyboardInterrupt:  # a second Ctrl-C: the lifeline ends what is left, at once
+        logger.warning("the instance is cut off")
 
 
 def _forget_in_child() -> None:

@@ -277,7 +277,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         float, Option(number(0, above=True), "Silent for this long, a replica is replaced.", "s", since="later")
     ] = 30.0
     max_constructor_retry_count: A[
-        int, Option(whole(1), "Failed starts after which the deployment is given up.", "starts")
+        int, Option(whole(1), "Failed starts in a row until it is given up; at most 3 per replica.", "starts")
     ] = 20
     ray_actor_options: A[
         RayActorOptions, Option(struct(RayActorOptions), "Resources and environment of a replica.", change="restart")
@@ -509,6 +509,8 @@ def check_route_prefix(prefix: Any, where: str = "serve.run") -> str | None:
     wrong = ""
     if bad := sorted({sign for sign in right if sign in "{}?#\\" or sign.isspace() or not sign.isprintable()}):
         wrong = f"must be a plain path such as '/api', without {' '.join(map(repr, bad))}"
+    elif right == "/-" or right.startswith("/-/"):
+        wrong = "must not begin with '/-', which is the proxy's own (/-/healthz, /-/routes)"
     elif not prefix.startswith("/"):
         wrong = f"must begin with '/'; write {right!r}"
     elif prefix != right:

@@ -29,7 +29,7 @@ from skate.core.ids import request_id
 from skate.dataplane import caller as callers
 from skate.dataplane.call import Call
 from skate.dataplane.caller import Caller
-from skate.dataplane.pending import Pending, wake_on, waker
+from skate.dataplane.pending import Pending, unsendable, wake_on, waker
 from skate.dataplane.wire.head import PYTHON, CallHead
 
 R = TypeVar("R")
@@ -401,9 +401,16 @@ class DeploymentHandle(Generic[T_co]):
         for argument in kwargs.values():
             if type(argument) in _resolvers:
                 return self._resolve_first(answer, under, args, kwargs)
-        body = dumps((args, kwargs)) if args or kwargs else _NO_ARGUMENTS
+        body = self._packed(args, kwargs) if args or kwargs else _NO_ARGUMENTS
         answer._on_loop(self._submit, answer, under, body)
         return answer
+
+    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """The arguments as they travel. Raises CodeError that names the one that cannot."""
+        try:
+            return dumps((args, kwargs))
+        except CodeError as error:
+            raise unsendable(self._app, self._deployment, self._method, args, kwargs) or error from error.__cause__
 
     def _deadline(self, caller: Caller, under: context.RequestContext | None) -> float | None:
         """The nearer of the request's deadline and our own."""
@@ -448,7 +455,7 @@ class DeploymentHandle(Generic[T_co]):
             async with asyncio.timeout(left) as limit:
                 values = tuple([await _resolved(value) for value in args])
                 named = {name: await _resolved(value) for name, value in kwargs.items()}
-            self._submit(answer, under, dumps((values, named)), deadline)
+            self._submit(answer, under, self._packed(values, named), deadline)
         except asyncio.CancelledError:
             answer._failed(
                 RequestCancelledError(f"request {answer.request_id} was cancelled while its arguments were awaited")

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from skate.authoring.code import dumps
 from skate.core.errors import CodeError, RequestCancelledError
 from skate.dataplane.transport.failure import rebuild
 
@@ -115,3 +116,20 @@ def wake_on(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> Ca
             pass
 
     return from_elsewhere
+
+
+def unsendable(
+    app: str, deployment: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CodeError | None:
+    """The error that names the first argument of a call that does not pickle; None if each of them does."""
+    named = [*((f"argument {place}", value) for place, value in enumerate(args, 1))]
+    named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for name, value in named:
+        try:
+            dumps(value)
+        except CodeError as error:
+            return CodeError(
+                f"{name} of the call to {app}/{deployment}.{method}: {error}. Give it something that can be pickled, "
+                "such as what the value is made from"
+            )
+    return None

@@ -12,6 +12,7 @@ import atexit
 import faulthandler
 import gc
 import io
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ import uvloop
 from setproctitle import setproctitle
 
 from skate.core.clock import SystemClock
+from skate.core.environment import environment
 from skate.core.specs import ProcessSpec
 from skate.engine import lifeline
 from skate.engine.base import Life, exit_code_of, print_failure, resolve
@@ -78,7 +80,18 @@ def _settle(spec: ProcessSpec, birth: Birth) -> None:
         if isinstance(stream, io.TextIOWrapper):  # what user code prints is seen at once, and not lost with it
             stream.reconfigure(line_buffering=True)
     faulthandler.enable()
+    _log(spec.title)
     _reseed()
+
+
+def _log(title: str) -> None:
+    """What Skate's own loggers say goes to stderr, with time and speaker; the user's logging is left alone."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s [{title}] %(message)s"))
+    logger = logging.getLogger("skate")
+    logger.handlers[:] = [handler]
+    logger.setLevel(environment().log_level)
+    logger.propagate = False
 
 
 def _ignore(signum: int, frame: object) -> None:

@@ -62,12 +62,34 @@ def _pickled(error: BaseException) -> bytes | None:
     """
     if not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):
         return None
-    try:
-        trial = dumps(error)
-        loads(trial)  # many exceptions pickle but cannot be rebuilt: better to know it here
-    except BaseException:  # whatever the user's __reduce__ and __init__ do
-        return None
-    return trial if len(trial) <= PICKLE_MAX else None
+    for carried in (error, _Parts(error)):
+        try:
+            trial = dumps(carried)
+            # Many exceptions pickle but cannot be rebuilt, mostly those whose __init__ takes other arguments than
+            # it hands to Exception: better to know it here.
+            if type(loads(trial)) is type(error):
+                return trial if len(trial) <= PICKLE_MAX else None
+        except BaseException:  # whatever the user's __reduce__ and __init__ do
+            continue
+    return None
+
+
+class _Parts:
+    """An exception as its class, arguments and attributes: it is made again without its ``__init__``."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self._error
+        return _from_parts, (type(error), error.args, dict(error.__dict__))
+
+
+def _from_parts(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 def _own_name(kind: type[BaseException]) -> str:
