@@ -125,6 +125,7 @@ serve.wait_for_interrupt = told
 def test_ctrl_c_in_a_blocking_run(script: Start, runtime_dir: Path, number: signal.Signals) -> None:
     run = script(SIMPLE + TOLD + "start()\nserve.run(Hello.bind('hi'), blocking=True)\nprint('after')")
     url, session = started(run)
+    assert run.line() == f"Application default is ready at {url}/; Ctrl-C ends it."
     assert run.line() == "waits"
     assert get(url).status_code == 200
     run.signal(number)
