@@ -506,7 +506,8 @@ def instance_gone() -> NotRunningError:
 def timed_out(call: Call, now: float) -> CallTimeoutError:
     """The error of a call whose deadline has passed; says where it was by then."""
     where = "running" if call.started else "waiting for a replica" if call.link is None else "on its way to a replica"
-    seconds = max(0.0, now - call.accepted_at)
+    # uvloop's timers count in milliseconds and may be early by a part of one: what is over is the limit, at least
+    seconds = max(0.0, now - call.accepted_at, (call.deadline or now) - call.accepted_at)
     return CallTimeoutError(
         f"request {call.request_id} to {call.deployment_key!r} timed out after {seconds:.3g} s while {where}"
     )
