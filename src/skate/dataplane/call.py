@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from skate.core.context import RequestContext
@@ -240,6 +239,3 @@ _OUTCOMES = {
 def outcome_of(error: BaseException) -> Outcome:
     """The outcome that one of Skate's own errors stands for; what blames neither load nor loss is the callee's."""
     return _OUTCOMES.get(type(error).__name__, Outcome.USER_ERROR)
-
-
-EndCallback = Callable[[BaseException | None], None]

@@ -209,26 +209,17 @@ def with_handles(value: Any) -> Any:
 async def run(config: bytes, life: Life) -> None:
     """Entry of a replica; ``config`` is a ReplicaConfig."""
     settings = msgspec.msgpack.decode(config, type=ReplicaConfig)
-    caller, own = await _caller(settings, life)
+    caller = await callers.make(settings.controller, f"replica {settings.id}", life.clock)
+    if not life.inline:  # inline, handles use the Caller of the process around it
+        callers.install(caller)
     worker = Worker(settings, life, caller)
     try:
         await worker.start()
     except ReplicaFailed as failure:
         logger.debug("%s", failure)
         await worker.close()
-        if own:
-            await caller.close()
+        await caller.close()
         raise SystemExit(1) from None
     await life.stopping.wait()
     await worker.drain()
-    if own:
-        await caller.close()
-
-
-async def _caller(config: ReplicaConfig, life: Life) -> tuple[Caller, bool]:
-    """The process's Caller. Replicas that live inside another process share that process's."""
-    name = f"replica {config.id}"
-    caller = await callers.make(config.controller, name, life.clock)
-    if not life.inline:
-        callers.install(caller)
-    return caller, True
+    await caller.close()
