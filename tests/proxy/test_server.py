@@ -204,11 +204,11 @@ class FakeController:
 
 def test_the_entry_serves_until_it_is_told_to_stop_and_reports(run: Run) -> None:
     async def test() -> None:
-        replica = Replica(hello)
+        replica = Replica(hello, 5)
         replica.listener = await listen(replica.address, replica.accept, "replica")
         target = DeploymentTarget("a", "D", 5, -1, (ReplicaTarget("r", replica.address),))
         controller = FakeController(Snapshot(1, True, {"a/D": target}, (Route("/", "a", "D"),)))
-        listener = Replica(controller.handle)
+        listener = Replica(controller.handle, 100)
         listener.listener = await listen(listener.address, listener.accept, "controller")
         config = ProxyConfig("0", listener.address, HttpOptions(port=0))
         life = Life(SystemClock(), inline=True)

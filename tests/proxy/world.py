@@ -15,6 +15,7 @@ from skate.dataplane.proxy.address import bind
 from skate.dataplane.proxy.front import Front
 from skate.dataplane.proxy.server import drain
 from skate.dataplane.proxy.server import listen as serve
+from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
 from skate.dataplane.router import Router
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.peers import Listener, listen
@@ -35,21 +36,36 @@ async def until(true: Callable[[], Any]) -> None:
 
 
 class Replica:
-    """Runs one coroutine for each call it gets, cancels it when the call is cancelled."""
+    """Runs one coroutine for each call that has a slot, cancels it when the call is cancelled."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, limit: int) -> None:
         self.handler = handler
+        self.slots: Slots[Exchange] = Slots(limit, lambda session: session.grant(1), self.begin)  # type: ignore[attr-defined]
         self.address = f"memory:proxy-test-{next(_numbers)}"
         self.exchanges: list[Exchange] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.cancelled: list[str] = []
         self.listener: Listener | None = None
 
+    async def start(self, prefix: str) -> None:
+        self.listener = await listen(self.address, self.accept, f"replica {prefix}")
+        self.listener.listening.on_release = self.slots.release
+        self.listener.listening.on_session_lost = self.slots.forget
+
     def accept(self, exchange: Exchange) -> None:
+        verdict = self.slots.offer(exchange.session, exchange, exchange.granted, exchange.ahead)
+        if verdict == REFUSED:
+            exchange.refuse()
+        elif verdict == PARKED:
+            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+
+    def begin(self, exchange: Exchange) -> None:
+        exchange.begin()
         self.exchanges.append(exchange)
         task = asyncio.ensure_future(self.handler(exchange))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(lambda _: self.slots.free())
 
         def cancel(reason: str) -> None:
             self.cancelled.append(reason)
@@ -80,9 +96,9 @@ class World:
     async def mount(self, apps: dict[str, Handler]) -> None:
         targets: dict[str, DeploymentTarget | None] = {}
         for prefix, handler in apps.items():
-            self.replicas[prefix] = replica = Replica(handler)
-            replica.listener = await listen(replica.address, replica.accept, f"replica {prefix}")
             limits = {"max_ongoing_requests": 100, "max_queued_requests": -1} | self.limits
+            self.replicas[prefix] = replica = Replica(handler, limits["max_ongoing_requests"])
+            await replica.start(prefix)
             at = (ReplicaTarget("r", replica.address),)
             targets[f"app{prefix}/D"] = DeploymentTarget(f"app{prefix}", "D", replicas=at, **limits)
         routes = tuple(Route(prefix, f"app{prefix}", "D") for prefix in apps)

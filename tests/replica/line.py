@@ -66,7 +66,7 @@ class Asked:
         self.error = rebuild(decode_failure(body))
         self.ended.set()
 
-    def wire_refused(self) -> None:
+    def wire_refused(self, returned: bool) -> None:
         self.refused = True
         self.ended.set()
 

@@ -514,10 +514,11 @@ def test_a_lost_connection_cancels_all_its_calls() -> None:
 
 
 def test_what_is_cancelled_before_it_began_never_begins() -> None:
-    gate, ran = threading.Event(), []
+    gate, began, ran = threading.Event(), threading.Event(), []
 
     class Slow:
         def block(self) -> None:
+            began.set()
             gate.wait(5)
             ran.append("block")
 
@@ -530,8 +531,7 @@ def test_what_is_cancelled_before_it_began_never_begins() -> None:
     async def scenario(line: Line) -> None:
         line.python("quick").cancel()  # call and cancel arrive together
         slow, queued = line.python("block"), line.python("sync")
-        await until(lambda: queued.started)
-        await asyncio.sleep(0)
+        await until(lambda: queued.started and began.is_set())
         queued.cancel()
         await until(lambda: line.invoker.ongoing == 1)
         slow.cancel()

@@ -20,7 +20,7 @@ from skate.core.clock import ManualClock
 from skate.core.specs import DeploymentTarget, ReplicaTarget, Snapshot
 from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
-from skate.dataplane.replica.slots import Slots
+from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
 from skate.dataplane.router import Router
 from skate.dataplane.transport import memory
 from skate.dataplane.transport.exchange import Exchange, Session
@@ -95,9 +95,9 @@ class Told(Call):
         self.losses_seen += 1
         super().wire_lost(error)
 
-    def wire_refused(self) -> None:
+    def wire_refused(self, returned: bool) -> None:
         self.straight = False
-        super().wire_refused()
+        super().wire_refused(returned)
 
 
 class Replica:
@@ -105,7 +105,7 @@ class Replica:
 
     def __init__(self, world: World, key: str, id: str, limit: int) -> None:
         self.world, self.key, self.id, self.limit = world, key, id, limit
-        self.slots = Slots(limit, lambda session: session.grant(1))  # type: ignore[attr-defined]
+        self.slots: Slots[Exchange] = Slots(limit, lambda session: session.grant(1), self.begin)  # type: ignore[attr-defined]
         self.works: list[Exchange] = []
         self.began: dict[Session, list[str]] = {}
         self.listener: Listener | None = None
@@ -117,14 +117,30 @@ class Replica:
     async def start(self) -> None:
         self.listener = await listen(self.address, self.accept, self.id)
         listening = self.listener.listening
-        listening.load = lambda: self.slots.ongoing
+        listening.load = lambda: self.slots.load
         listening.on_release = self.slots.release
+        listening.on_recall = self.give_back
         listening.on_session_lost = self.slots.forget
 
     def accept(self, exchange: Exchange) -> None:
-        if not self.slots.take(exchange.session, exchange.granted):
+        verdict = self.slots.offer(exchange.session, exchange, exchange.granted, exchange.ahead)
+        self.world.parked += verdict == PARKED
+        if verdict == REFUSED:
             exchange.refuse()
-            return
+        elif verdict == PARKED and exchange not in self.works:
+            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+
+    def give_back(self, session: Session) -> None:
+        for exchange in self.slots.give_back(session):
+            self.world.recalled += 1
+            exchange.refuse(returned=True)
+
+    def drain(self) -> None:
+        for exchange in self.slots.close():
+            exchange.refuse(returned=True)
+
+    def begin(self, exchange: Exchange) -> None:
+        exchange.begin()
         self.works.append(exchange)
         assert len(self.works) <= self.limit, f"{self.id} runs more than {self.limit}"
         self.began.setdefault(exchange.session, []).append(exchange.head.request_id)
@@ -163,6 +179,8 @@ class World:
     draining: list[Replica] = field(default_factory=list)
     dead: list[Replica] = field(default_factory=list)
     calls: dict[str, Told] = field(default_factory=dict)
+    parked: int = 0
+    recalled: int = 0
 
     async def begin(self) -> None:
         self.routers = [Router(f"router {i}", self.clock, self.chance.random) for i in range(self.chance.randint(1, 3))]
@@ -231,7 +249,7 @@ class World:
     def drain(self) -> None:
         if self.replicas:
             replica = self.replicas.pop(self.chance.randrange(len(self.replicas)))
-            replica.slots.closed = True
+            replica.drain()
             self.draining.append(replica)
 
     def break_a_connection(self) -> None:
@@ -285,8 +303,16 @@ class World:
 
     def check_quiet(self) -> None:
         """When nothing is under way."""
+        for router in self.routers:
+            for lane in router.lanes.values():
+                usable = [link for link in lane.links.values() if link.peer is not None]
+                ahead = [link for link in usable if link.in_flight > lane.limit]
+                assert len(usable) < 2 or not ahead, (
+                    f"calls wait at {ahead[0].target.id}, one of {len(usable)} replicas"
+                )
         for replica in self.replicas:
             assert not replica.slots.promised, f"{replica.id} has promised a slot that nobody uses"
+            assert replica.slots.load == replica.slots.ongoing or replica.slots.ongoing == replica.limit
             if replica.slots.ongoing == replica.limit:
                 continue
             for router in self.routers:
@@ -343,7 +369,7 @@ class World:
         self.check_story()
 
 
-async def play(seed: int) -> dict[Outcome, int]:
+async def play(seed: int) -> tuple[World, dict[Outcome, int]]:
     """One story; how its calls ended."""
     Uneven.chance = random.Random(-seed)
     world = World(random.Random(seed))
@@ -360,20 +386,25 @@ async def play(seed: int) -> dict[Outcome, int]:
     for replica in (*world.replicas, *world.draining):
         await replica.die()
     await world.quiet()
-    return {outcome: sum(call.outcome is outcome for call in world.calls.values()) for outcome in Outcome}
+    return world, {outcome: sum(call.outcome is outcome for call in world.calls.values()) for outcome in Outcome}
 
 
 def test_every_story_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MemoryTransport", Uneven)
     ends = dict.fromkeys(Outcome, 0)
+    parked = recalled = 0
 
     async def all_of_them() -> None:
+        nonlocal parked, recalled
         for seed in range(SEEDS):
             try:
-                for outcome, count in (await play(seed)).items():
+                world, ended = await play(seed)
+                parked, recalled = parked + world.parked, recalled + world.recalled
+                for outcome, count in ended.items():
                     ends[outcome] += count
             except Exception as error:
                 raise AssertionError(f"seed {seed}: {error}") from error
 
     asyncio.run(all_of_them())
     assert min(ends.values()) > SEEDS / 10, f"the stories do not tell of everything: {ends}"
+    assert parked > SEEDS and recalled > SEEDS / 10, f"{parked} calls waited at a replica, {recalled} were asked back"

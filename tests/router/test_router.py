@@ -22,8 +22,8 @@ from skate.core.errors import (
 from skate.core.specs import DeploymentTarget, ReplicaTarget, Snapshot
 from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
-from skate.dataplane.replica.slots import Slots
-from skate.dataplane.router import Router
+from skate.dataplane.replica.slots import PARKED, PARKED_MAX, REFUSED, Slots
+from skate.dataplane.router import AHEAD_BYTES, Router
 from skate.dataplane.transport import peers
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.peers import Listener, listen
@@ -59,23 +59,33 @@ class Replica:
         self.seen: list[str] = []
         self.most = 0
         self.refused = 0
-        self.slots = Slots(limit, lambda session: session.grant(1))  # type: ignore[attr-defined]
+        self.slots: Slots[Exchange] = Slots(limit, lambda session: session.grant(1), self.begin)  # type: ignore[attr-defined]
         self.listener: Listener | None = None
         self.session: Session | None = None
 
     async def start(self) -> Replica:
         self.listener = await listen(self.address, self.accept, self.id)
-        self.listener.listening.load = lambda: self.slots.ongoing
+        self.listener.listening.load = lambda: self.slots.load
+        self.listener.listening.on_recall = self.give_back
         self.listener.listening.on_release = self.slots.release
         self.listener.listening.on_session_lost = self.slots.forget
         return self
 
     def accept(self, exchange: Exchange) -> None:
         self.session = exchange.session
-        if not self.slots.take(exchange.session, exchange.granted):
+        verdict = self.slots.offer(exchange.session, exchange, exchange.granted, exchange.ahead)
+        if verdict == REFUSED:
             self.refused += 1
             exchange.refuse()
-            return
+        elif verdict == PARKED and exchange not in self.held:
+            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+
+    def give_back(self, session: Session) -> None:
+        for exchange in self.slots.give_back(session):
+            exchange.refuse(returned=True)
+
+    def begin(self, exchange: Exchange) -> None:
+        exchange.begin()
         self.most = max(self.most, self.slots.ongoing)
         self.seen.append(exchange.head.request_id)
         self.held.append(exchange)
@@ -185,30 +195,85 @@ def test_a_new_replica_gets_waiting_work_at_once() -> None:
     play(scene)
 
 
-def test_two_routers_share_a_replica_in_turn_and_never_exceed_its_limit() -> None:
+def test_two_routers_share_a_replica_first_come_first_served_and_never_exceed_its_limit() -> None:
     async def scene(router: Router) -> None:
         other = Router("driver 2", SystemClock())
         replica = await Replica("a", 1).start()
         for one in (router, other):
             one.apply(snapshot(target(replica, limit=1)))
-        mine = submit(router, *[f"m{i}" for i in range(10)])
-        theirs = [Noted(f"t{i}") for i in range(10)]
+        mine = submit(router, *[f"m{i}" for i in range(200)])
+        await until(lambda: replica.slots.load == 1 + PARKED_MAX)  # as many as it lets wait
+        theirs = [Noted(f"t{i}") for i in range(5)]
         for call in theirs:
             other.submit(call, b"")
-        for _ in range(20):
+        for _ in range(len(mine) + len(theirs)):
             await until(lambda: replica.held)
             replica.answer()
         for call in (*mine, *theirs):
             await call.ended.wait()
             assert call.outcome is Outcome.OK
         assert replica.most == 1
-        assert [id for id in replica.seen if id[0] == "m"] == [f"m{i}" for i in range(10)]
-        assert [id for id in replica.seen if id[0] == "t"] == [f"t{i}" for i in range(10)]
-        longest = max(
-            len(run) for run in "".join(id[0] for id in replica.seen).replace("mt", "m t").replace("tm", "t m").split()
-        )
-        assert longest <= 3, replica.seen
+        assert [id for id in replica.seen if id[0] == "m"] == [f"m{i}" for i in range(200)]
+        assert [id for id in replica.seen if id[0] == "t"] == [f"t{i}" for i in range(5)]
+        last = replica.seen.index("t4")  # what came later from the router that was there first did not go before it
+        assert last <= 1 + PARKED_MAX + 2 * len(theirs) + 2 * PARKED_MAX, replica.seen
         await other.close()
+        await replica.die()
+
+    play(scene)
+
+
+def test_what_waits_at_the_only_replica_comes_back_when_another_one_is_there() -> None:
+    async def scene(router: Router) -> None:
+        first, second = await Replica("a", 2).start(), await Replica("b", 2).start()
+        router.apply(snapshot(target(first)))
+        calls = submit(router, *map(str, range(8)))
+        await until(lambda: first.slots.load == 8)
+        assert len(first.held) == 2 and not router.lanes["app/D"].queued
+        router.apply(snapshot(target(first, second)))
+        await until(lambda: len(second.held) == 2)
+        assert second.seen == ["2", "3"] and router.lanes["app/D"].queued == 4
+        assert not first.refused and not second.refused
+        first.answer()
+        await until(lambda: calls[0].ends and len(first.held) == 2)
+        assert first.seen == ["0", "1", "4"]
+        router.apply(snapshot(target(second)))  # the first one leaves; alone, the second gets them ahead
+        await until(lambda: second.slots.load == 5)
+        for replica in (first, second):
+            while replica.held:
+                replica.answer()
+        for call in calls:
+            await call.ended.wait()
+            assert call.outcome is Outcome.OK
+        for replica in (first, second):
+            await replica.die()
+
+    play(scene)
+
+
+def test_nothing_waits_at_a_replica_that_is_large_or_must_be_counted() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        submit(router, "0", "1")
+        await until(lambda: replica.slots.load == 2)
+        large, small = Noted("large"), Noted("small")
+        router.submit(large, bytes(AHEAD_BYTES + 1))
+        router.submit(small, b"")
+        assert large.queued and small.queued  # in order, too
+        for _ in range(4):
+            await until(lambda: replica.held)
+            replica.answer()
+        await small.ended.wait()
+        assert replica.seen == ["0", "1", "large", "small"]
+        router.apply(snapshot(target(replica, limit=1, queue=1)))
+        submit(router, "2")
+        assert submit(router, "3")[0].queued
+        assert isinstance(submit(router, "4")[0].ends[0], BackPressureError)
+        for _ in range(2):
+            await until(lambda: replica.held)
+            replica.answer()
+        await until(lambda: not router.ledger.open)
         await replica.die()
 
     play(scene)
@@ -295,8 +360,7 @@ def test_what_was_started_is_lost_with_its_replica_and_the_rest_goes_elsewhere()
 def test_what_was_sent_but_not_started_is_sent_again() -> None:
     async def scene(router: Router) -> None:
         def silent(exchange: Exchange) -> None:
-            exchange.session._accepted.clear()  # dies before it could say that it began
-            exchange.session.close()
+            exchange.session.close()  # dies before it began
 
         listener = await listen("memory:a", silent, "a")
         second = await Replica("b", 5).start()
@@ -317,8 +381,7 @@ def test_what_was_sent_but_not_started_is_sent_again() -> None:
 def test_what_was_not_started_goes_to_a_replica_that_is_idle_already() -> None:
     async def scene(router: Router) -> None:
         def silent(exchange: Exchange) -> None:
-            exchange.session._accepted.clear()
-            exchange.session.close()
+            exchange.session.close()  # dies before it began
 
         listener = await listen("memory:a", silent, "a")
         idle = await Replica("b", 5).start()
@@ -340,8 +403,7 @@ def test_what_was_not_started_goes_to_a_replica_that_is_idle_already() -> None:
 def test_a_call_that_kills_every_replica_before_it_starts_ends_after_some_losses() -> None:
     async def scene(router: Router) -> None:
         def silent(exchange: Exchange) -> None:
-            exchange.session._accepted.clear()
-            exchange.session.close()
+            exchange.session.close()  # dies before it began
 
         listener = await listen("memory:a", silent, "a")
         router.apply(snapshot(target(Replica("a", 5))))
@@ -560,6 +622,7 @@ def test_an_owner_that_fails_costs_no_other_call_its_end(caplog: pytest.LogCaptu
         router.submit(other, b"")
         await until(lambda: replica.held)
         router.apply(snapshot())
+        await until(lambda: other.ends)
         assert clumsy.outcome is other.outcome is Outcome.REFUSED and other.ends
         assert "clumsy" in caplog.text
         await replica.die()

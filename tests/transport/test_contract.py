@@ -15,6 +15,7 @@ from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.failure import rebuild
 from skate.dataplane.transport.peers import Listener, Peer, connect, listen
 from skate.dataplane.wire.connection import WINDOW
+from skate.dataplane.wire.frames import ASKS
 from skate.dataplane.wire.head import PYTHON, CallHead, encode_head
 
 LIMIT_S = 10.0
@@ -45,7 +46,7 @@ class Heard:
         self.failure = body
         self.end.set_result("failed")
 
-    def wire_refused(self) -> None:
+    def wire_refused(self, returned: bool) -> None:
         self.end.set_result("refused")
 
     def wire_credit(self) -> None:
@@ -94,11 +95,12 @@ def test_a_call_is_answered(play: Callable[[Scene], None]) -> None:
     async def scene(open) -> None:  # type: ignore[no-untyped-def]
         def accept(exchange: Exchange) -> None:
             assert exchange.head.request_id == "r1" and exchange.complete
+            exchange.begin()
             asyncio.get_running_loop().call_soon(exchange.reply, exchange.body[::-1])
 
         _, peer = await open(accept)
         heard = Heard(peer)
-        peer.open(heard, head(), b"abc", True)
+        peer.open(heard, head(), b"abc", True, ASKS)
         assert await heard.end == "last"
         assert heard.chunks == [b"cba"] and heard.marks == ["started"]
         assert not peer.sinks and not peer.wire.calls

@@ -38,7 +38,7 @@ class Marks:
     def wire_failed(self, body: bytes) -> None:
         self.heard.append("failed")
 
-    def wire_refused(self) -> None:
+    def wire_refused(self, returned: bool) -> None:
         self.heard.append("refused")
 
     def wire_credit(self) -> None:

@@ -64,7 +64,7 @@ class Call:
         self.sent_at = 0.0
         self.ended_at = 0.0
         self.losses = 0  # times its replica died before it had started
-        self.started = False
+        self.started = False  # the replica said so, in words; ``running`` looks at its mark, too
         self.outcome: Outcome | None = None
         self.router: Router | None = None
         self.lane: Lane | None = None
@@ -78,6 +78,12 @@ class Call:
     @property
     def request_id(self) -> str:
         return self.head.request_id
+
+    @property
+    def running(self) -> bool:
+        """Whether its replica has started it, as far as can be known now."""
+        link = self.link
+        return self.started or (link is not None and link.peer is not None and link.peer.has_started(self.wire_id))
 
     # -- for the owner --------------------------------------------------------------------------
 
@@ -213,10 +219,10 @@ class Call:
         else:
             self.end(outcome_of(error), error)
 
-    def wire_refused(self) -> None:
+    def wire_refused(self, returned: bool) -> None:
         lane = self.lane
         if self.outcome is None and lane is not None:
-            lane.call_refused(self)
+            lane.call_refused(self, returned)
 
     def wire_credit(self) -> None:
         self.wake()

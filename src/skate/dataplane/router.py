@@ -32,6 +32,7 @@ from skate.dataplane.routing.admission import may_queue, refusal
 from skate.dataplane.routing.choice import two_choices
 from skate.dataplane.transport.peers import Peer, connect
 from skate.dataplane.wire.connection import CALLS_MAX
+from skate.dataplane.wire.frames import AHEAD, ASKS, GRANTED
 
 logger = logging.getLogger("skate.router")
 
@@ -39,6 +40,8 @@ STEADY_S = 1.0  # a connection that lived this long is opened again at once when
 CONNECT_BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach a replica that the snapshot names
 LOAD_FRESH_S = 0.1  # after this silence what a replica said of its load (mostly other routers' calls) is forgotten
 EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
+AHEAD_MAX = 64  # calls beyond its slots that an only replica is sent: they wait there instead of a round trip away
+AHEAD_BYTES = 64 * 1024  # of such a call
 
 
 class Link:
@@ -76,8 +79,12 @@ class Link:
         return (
             self.peer is not None
             and not self.leaving
-            and (self.granted > 0 or (not self.blocked and self.in_flight < self.lane.limit))
+            and (self.granted > 0 or (not self.blocked and self.in_flight < self.lane.room))
         )
+
+    def takes(self, call: Call) -> bool:
+        """Whether this call may go to a replica that has room: one that would have to wait there must be small."""
+        return self.in_flight < self.lane.limit or self.granted > 0 or (call.complete and len(call.body) <= AHEAD_BYTES)
 
     def load(self, now: float) -> int:
         """Calls in hand there: what it last said, as long as that is fresh, and at least our own."""
@@ -99,7 +106,8 @@ class Lane:
     def __init__(self, router: Router, target: DeploymentTarget) -> None:
         self.router = router
         self.target = target
-        self.limit = min(target.max_ongoing_requests, CALLS_MAX)  # calls of this router at one replica
+        self.limit = min(target.max_ongoing_requests, CALLS_MAX)  # calls of this router that one replica runs
+        self.room = self.limit  # calls of this router at one replica; more than it runs while there is no other
         self.links: dict[str, Link] = {}
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
@@ -122,14 +130,32 @@ class Lane:
                     self.router.connect(link)
         if target.unavailable is not None and not target.replicas:
             self._fail_waiting(DeploymentUnavailableError(target.unavailable))
+        self.measure_room()
         self.dispatch()
+
+    def measure_room(self) -> None:
+        """Sends ahead while one replica is all there is, and takes back what waits there when another one comes.
+
+        That way a call never waits in front of one replica while another has a slot. Where the user limits how many may
+        wait, all wait here: only here they can be counted.
+        """
+        usable = [link for link in self.links.values() if link.peer is not None]
+        alone = len(usable) < 2 and self.target.max_queued_requests < 0
+        self.room = self.limit + AHEAD_MAX if alone else self.limit
+        if alone:
+            return
+        for link in usable:
+            if link.in_flight > self.limit and link.peer is not None:
+                link.peer.recall()
 
     def _let_go(self, link: Link) -> None:
         link.leaving = True
         if link.in_flight == 0:
             link.close()
-        else:
-            self.leaving.add(link)
+            return
+        self.leaving.add(link)
+        if link.peer is not None:
+            link.peer.recall()
 
     def remove(self, error: SkateError | None = None) -> None:
         """The deployment is gone; ``error``: what those who wait are told."""
@@ -156,7 +182,7 @@ class Lane:
         target = self.target
         if self.queued == 0:
             link = self._choose()
-            if link is not None:
+            if link is not None and link.takes(call):
                 self._send(call, link)
                 return
         if target.unavailable is not None and not self.links:
@@ -174,7 +200,7 @@ class Lane:
         """Sends waiting calls, oldest first, while a replica has room."""
         while self.queued:
             link = self._choose()
-            if link is None:
+            if link is None or not link.takes(self._first()):
                 return
             self._send(self._next(), link)
 
@@ -195,12 +221,17 @@ class Lane:
         peer = link.peer
         assert peer is not None
         granted = link.granted > 0
+        how = GRANTED if granted else 0
+        if self.room > self.limit and call.complete and len(call.body) <= AHEAD_BYTES:
+            how |= AHEAD
+        if link.probe is call or not call.complete:
+            how |= ASKS
         now = self.router.clock.now()
         call.link = link
         call.sent_at = now
         link.in_flight += 1
         try:
-            call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, granted)
+            call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, how)
         except Exception as error:  # it cannot be sent, to nobody: too large, or its head holds what has no UTF-8
             call.end(Outcome.REFUSED, error)
             return
@@ -254,11 +285,12 @@ class Lane:
             self.leaving.discard(link)
             link.close()
 
-    def call_refused(self, call: Call) -> None:
+    def call_refused(self, call: Call, returned: bool) -> None:
+        """``returned``: asked back, or its replica is ending; whether there are slots is another matter."""
         link = call.link
         assert link is not None
         self._release(call, link)
-        link.blocked = True
+        link.blocked = link.blocked or not returned
         self._take_back(call)
         self.dispatch()
 
@@ -304,10 +336,16 @@ class Lane:
             link.probe, link.blocked = None, False
             self.dispatch()
 
+    def _first(self) -> Call:
+        """The oldest call that waits; there is one."""
+        while (call := self.waiting[0]).outcome is not None:
+            self.waiting.popleft()
+        return call
+
     def _next(self) -> Call:
-        """The oldest call that waits, taken from the queue; there is one."""
-        while (call := self.waiting.popleft()).outcome is not None:
-            pass
+        """The same, taken from the queue."""
+        call = self._first()
+        self.waiting.popleft()
         call.queued = False
         self.queued -= 1
         return call
@@ -467,6 +505,7 @@ class Router:
                 self._lost(link)
                 peer.close()
                 return
+            link.lane.measure_room()
             link.lane.dispatch()
             return
         link.task = None
@@ -480,6 +519,7 @@ class Router:
         link.probe = None
         if not link.leaving and link.lane.links.get(link.target.id) is link:
             self.connect(link)
+        link.lane.measure_room()
         link.lane.dispatch()
 
     async def close(self) -> None:
@@ -505,7 +545,7 @@ def instance_gone() -> NotRunningError:
 
 def timed_out(call: Call, now: float) -> CallTimeoutError:
     """The error of a call whose deadline has passed; says where it was by then."""
-    where = "running" if call.started else "waiting for a replica" if call.link is None else "on its way to a replica"
+    where = "running" if call.running else "waiting for a slot of a replica"
     # uvloop's timers count in milliseconds and may be early by a part of one: what is over is the limit, at least
     seconds = max(0.0, now - call.accepted_at, (call.deadline or now) - call.accepted_at)
     return CallTimeoutError(

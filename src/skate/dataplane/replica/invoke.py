@@ -76,6 +76,7 @@ class Invoker:
             if done is not None:
                 done()
             return
+        exchange.begin()
         invocation = Invocation(self, exchange, done)
         self._running.add(invocation)
         exchange.on_cancel = invocation.cancel

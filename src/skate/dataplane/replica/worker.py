@@ -27,7 +27,7 @@ from skate.dataplane.handle import DeploymentHandle
 from skate.dataplane.replica.callable import Target, construct
 from skate.dataplane.replica.invoke import Invoker
 from skate.dataplane.replica.lifespan import Lifespan
-from skate.dataplane.replica.slots import Slots
+from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
 from skate.dataplane.replica.views import build_asgi
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.failure import described
@@ -53,7 +53,7 @@ class Worker:
         self.spec: DeploymentSpec = config.deployment
         self.life = life
         self.caller = caller
-        self.slots = Slots(self.spec.options.max_ongoing_requests, _grant)
+        self.slots: Slots[Exchange] = Slots(self.spec.options.max_ongoing_requests, _grant, self.begin)
         self.target: Target | None = None
         self.lifespan: Lifespan | None = None
         self.invoker: Invoker | None = None
@@ -109,9 +109,10 @@ class Worker:
     async def _listen(self) -> None:
         self.listener = listener = await listen(self.config.address, self.accept, f"replica {self.config.id}")
         listening = listener.listening
-        listening.load = lambda: self.slots.ongoing
+        listening.load = lambda: self.slots.load
         listening.on_session_lost = self.slots.forget
         listening.on_release = self.slots.release
+        listening.on_recall = self.give_back
 
     # -- calls ----------------------------------------------------------------------------------
 
@@ -120,12 +121,22 @@ class Worker:
         if exchange.head.kind == CONTROL:
             exchange.fail(NotImplementedError(f"a replica has no control method {exchange.head.method!r}"))
             return
-        if not self.slots.take(exchange.session, exchange.granted):
+        verdict = self.slots.offer(exchange.session, exchange, exchange.granted, exchange.ahead)
+        if verdict == REFUSED:
             exchange.refuse()
-            return
+        elif verdict == PARKED and not exchange.ended:
+            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+
+    def begin(self, exchange: Exchange) -> None:
+        """A call has its slot."""
         self.idle.clear()
         assert self.invoker is not None
         self.invoker.run(exchange, self.done)
+
+    def give_back(self, session: Session) -> None:
+        """A router wants the calls back that have not begun: another replica can have them."""
+        for exchange in self.slots.give_back(session):
+            exchange.refuse(returned=True)
 
     def done(self) -> None:
         """A call has left the user's code."""
@@ -138,7 +149,8 @@ class Worker:
     async def drain(self) -> None:
         """Refuses what comes, finishes what runs within the grace, runs the user's destructor."""
         grace_s = self.spec.options.graceful_shutdown_timeout_s
-        self.slots.closed = True
+        for exchange in self.slots.close():
+            exchange.refuse(returned=True)
         self.report_task = self.caller.uplink.report(
             "report_replica", ReplicaReport(self.config.id, "draining", os.getpid())
         )

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 from collections import deque
 from collections.abc import Callable
 
 from skate.dataplane.transport.failure import encode_failure
 from skate.dataplane.transport.framed import Framed
+from skate.dataplane.transport.mark import attached, note
 from skate.dataplane.wire.frames import (
+    AHEAD,
+    ASKS,
     CALL,
     CANCEL,
     CHUNK,
@@ -23,8 +27,10 @@ from skate.dataplane.wire.frames import (
     HEADED,
     LAST,
     READY,
+    RECALL,
     REFUSED,
     RELEASE,
+    RETURNED,
     STARTED,
     Frame,
     join_head,
@@ -48,6 +54,8 @@ class Exchange:
         "_input",
         "_input_waiters",
         "_output_waiters",
+        "ahead",
+        "asks",
         "body",
         "cancel_reason",
         "complete",
@@ -58,18 +66,18 @@ class Exchange:
         "on_cancel",
         "on_end",
         "session",
-        "started",
     )
 
-    def __init__(self, session: Session, id: int, head: CallHead, body: bytes, complete: bool, granted: bool) -> None:
+    def __init__(self, session: Session, id: int, head: CallHead, body: bytes, flags: int) -> None:
         self.session = session
         self.id = id
         self.head = head
         self.body = body
-        self.complete = complete
-        self.granted = granted
+        self.complete = bool(flags & LAST)
+        self.granted = bool(flags & GRANTED)
+        self.ahead = bool(flags & AHEAD)
+        self.asks = bool(flags & ASKS)
         self.ended = False
-        self.started = False
         self.cancel_reason: str | None = None
         self.on_cancel: Callable[[str], None] | None = None
         self.on_end: Callable[[], None] | None = None
@@ -169,10 +177,17 @@ class Exchange:
             self.session.write_frame(ERROR, self.id, 0, self.session.load(), encode_failure(error, traceback))
             self._finish()
 
-    def refuse(self) -> None:
-        """Not here, not now: the router keeps the call. Only before anything was answered."""
+    def begin(self) -> None:
+        """The callee starts the call now: said before any of its user code runs, so that no other one gets it too."""
+        self.session.say_started(self)
+
+    def refuse(self, returned: bool = False) -> None:
+        """Not here, not now: the router keeps the call. Only before ``begin``.
+
+        ``returned``: because it was asked back or we are ending, not because no slot is free.
+        """
         if not self.ended:
-            self.session.write_frame(REFUSED, self.id, 0, self.session.load(), b"")
+            self.session.write_frame(REFUSED, self.id, RETURNED if returned else 0, self.session.load(), b"")
             self._finish()
 
     # -- ends -----------------------------------------------------------------------------------
@@ -212,7 +227,9 @@ class Session(Framed):
         self.accept = accept
         self.listener = listener
         listener.sessions.add(self)
-        self._accepted: list[int] = []
+        self._mark: mmap.mmap | None = None
+        self._begun: list[int] = []  # what STARTED will say
+        self._reading = False
 
     @property
     def is_stuck(self) -> bool:
@@ -226,10 +243,22 @@ class Session(Framed):
         return min(self.listener.load(), LOAD_MAX)
 
     def on_greeted(self) -> None:
+        hello = self.wire.peer_hello
+        if hello is not None and self.transport is not None:
+            self._mark = attached(self.transport.get_extra_info("socket"), hello.pid, hello.mark)
         if self.listener.on_session is not None:
             self.listener.on_session(self)
 
     def on_frames(self, frames: list[Frame]) -> None:
+        self._reading = True
+        try:
+            self._hand_out(frames)
+        finally:
+            self._reading = False
+            if self._begun:
+                self._write_started()
+
+    def _hand_out(self, frames: list[Frame]) -> None:
         for kind, call, flags, _, body in frames:
             if kind == CALL:
                 self._on_call(call, flags, body)
@@ -247,31 +276,36 @@ class Session(Framed):
                     exchange.credit_came()
             elif kind == RELEASE and self.listener.on_release is not None:
                 self.listener.on_release(self, unpack_count(body))
-        if self._accepted:
-            self._say_started()
+            elif kind == RECALL and self.listener.on_recall is not None:
+                self.listener.on_recall(self)
 
     def _on_call(self, call: int, flags: int, body: bytes) -> None:
         raw, payload = split_head(body)
-        exchange = Exchange(self, call, decode_call(raw), payload, bool(flags & LAST), bool(flags & GRANTED))
-        self.exchanges[call] = exchange
-        self._accepted.append(call)
+        exchange = self.exchanges[call] = Exchange(self, call, decode_call(raw), payload, flags)
         try:
             self.accept(exchange)
         except Exception as error:  # ours to mend; the other calls of this connection go on
             logger.exception("request %s could not be taken in", exchange.head.request_id)
             exchange.fail(error)
 
-    def _say_started(self) -> None:
-        """Tells the caller which calls are in our hands, before any of their code runs.
+    def say_started(self, exchange: Exchange) -> None:
+        """Tells the caller that the call is in our hands, before any of its code runs.
 
-        The write happens in this very tick, user code starts in a later one: when the process dies of a call,
-        the caller knows that the call was started and will not send it to kill the next replica.
+        The mark is written, or a frame leaves, in this very tick; user code starts in a later one: when the process
+        dies of a call, the caller knows that the call was started and will not send it to kill the next replica.
         """
-        ids = [call for call in self._accepted if call in self.exchanges]
-        self._accepted.clear()
-        if ids:
-            self.write(pack(STARTED, 0, 0, self.load(), pack_ids(ids)))
-            self.flush()
+        if self._mark is not None:
+            note(self._mark, exchange.id)
+            if not exchange.asks:
+                return
+        self._begun.append(exchange.id)
+        if not self._reading:
+            self._write_started()
+
+    def _write_started(self) -> None:
+        ids, self._begun = self._begun, []
+        self.write(pack(STARTED, 0, 0, self.load(), pack_ids(ids)))
+        self.flush()
 
     def grant(self, count: int) -> None:
         """Promises ``count`` slots to this caller, which it was refused before."""
@@ -288,6 +322,9 @@ class Session(Framed):
 
     def on_closed(self, error: Exception | None) -> None:
         self.listener.sessions.discard(self)
+        if self._mark is not None:
+            self._mark.close()
+            self._mark = None
         for exchange in list(self.exchanges.values()):
             exchange.cancelled("the caller's connection was lost")
         if self.listener.on_session_lost is not None:
@@ -305,6 +342,7 @@ class Listening:
         self.on_session: Callable[[Session], None] | None = None
         self.on_session_lost: Callable[[Session], None] | None = None
         self.on_release: Callable[[Session, int], None] | None = None
+        self.on_recall: Callable[[Session], None] | None = None
 
     def session(self) -> Session:
         """A new session; its transport is about to be attached."""

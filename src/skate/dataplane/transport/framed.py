@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 
 from skate.core.errors import WireError
 from skate.dataplane.wire.connection import Connection, Role
@@ -47,7 +48,7 @@ class Framed(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH)  # type: ignore[union-attr]
         raw = transport.get_extra_info("socket")
         self._fd = -1 if raw is None else raw.fileno()
-        self.write(self.wire.hello(self.name))
+        self.write(self.hello(raw))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -105,6 +106,10 @@ class Framed(asyncio.Protocol):
             self._drained.set()
 
     # -- for the two ends -----------------------------------------------------------------------
+
+    def hello(self, raw: socket.socket | None) -> bytes:
+        """The first frame; ``raw`` is the socket below, if there is one."""
+        return self.wire.hello(self.name)
 
     def on_greeted(self) -> None:
         """The other side said hello."""

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
@@ -26,6 +27,7 @@ from skate.core.errors import (
 from skate.dataplane.transport.exchange import Acceptor, Listening
 from skate.dataplane.transport.failure import decode_failure
 from skate.dataplane.transport.framed import Framed
+from skate.dataplane.transport.mark import Mark, offered
 from skate.dataplane.transport.memory import LISTENERS, connect_memory
 from skate.dataplane.wire.frames import (
     CALL,
@@ -34,12 +36,13 @@ from skate.dataplane.wire.frames import (
     CREDIT,
     ERROR,
     FRAME_MAX,
-    GRANTED,
     HEADED,
     LAST,
     READY,
+    RECALL,
     REFUSED,
     RELEASE,
+    RETURNED,
     STARTED,
     Frame,
     join_head,
@@ -65,7 +68,7 @@ class CallSink(Protocol):
     def wire_started(self) -> None: ...
     def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None: ...
     def wire_failed(self, body: bytes) -> None: ...
-    def wire_refused(self) -> None: ...
+    def wire_refused(self, returned: bool) -> None: ...
     def wire_credit(self) -> None: ...
     def wire_lost(self, error: Exception | None) -> None: ...
 
@@ -78,14 +81,20 @@ class Peer(Framed):
         self.sinks: dict[int, CallSink] = {}
         self.load = 0  # calls the callee had in hand when it last spoke
         self.heard_at = 0.0  # when that was, on the loop's clock
+        self.mark: Mark | None = None
         self.on_ready: Callable[[int], None] | None = None
         self.on_lost: Callable[[Peer], None] | None = None
 
+    def hello(self, raw: socket.socket | None) -> bytes:
+        self.mark = offered(raw)
+        return self.wire.hello(self.name, os.getpid(), -1 if self.mark is None else self.mark.fd)
+
     # -- calls ----------------------------------------------------------------------------------
 
-    def open(self, sink: CallSink, head: bytes, body: bytes, complete: bool, granted: bool = False) -> int:
+    def open(self, sink: CallSink, head: bytes, body: bytes, complete: bool, how: int = 0) -> int:
         """Sends a call; what comes back goes to ``sink``. The id is valid on this connection only.
 
+        ``how``: the flags GRANTED, AHEAD, ASKS.
         Raises PayloadTooLargeError, WireError when too many calls are open; nothing was sent then.
         """
         data = join_head(head, body)
@@ -96,9 +105,12 @@ class Peer(Framed):
             )
         call = self.wire.open(complete)
         self.sinks[call] = sink
-        flags = HEADED | (LAST if complete else 0) | (GRANTED if granted else 0)
-        self.write_frame(CALL, call, flags, 0, data)
+        self.write_frame(CALL, call, how | HEADED | LAST if complete else how | HEADED, 0, data)
         return call
+
+    def has_started(self, call: int) -> bool:
+        """Whether the callee is known to have started the call; STARTED frames are told to the sink instead."""
+        return self.mark is not None and self.mark.covers(call)
 
     def send(self, call: int, data: bytes, last: bool = False) -> None:
         """A further chunk of input; see ``may_send``."""
@@ -127,6 +139,10 @@ class Peer(Framed):
     def release(self, count: int) -> None:
         """Gives back slots that READY promised."""
         self.write(pack(RELEASE, 0, 0, 0, pack_count(count)))
+
+    def recall(self) -> None:
+        """Asks for all calls back that have not started; they come as refused, the others go on."""
+        self.write(pack(RECALL, 0, 0, 0, b""))
 
     # -- what comes back ------------------------------------------------------------------------
 
@@ -167,17 +183,22 @@ class Peer(Framed):
                 if kind == ERROR:
                     sink.wire_failed(body)
                 elif kind == REFUSED:
-                    sink.wire_refused()
+                    sink.wire_refused(bool(flags & RETURNED))
 
     def on_closed(self, error: Exception | None) -> None:
         sinks, self.sinks = self.sinks, {}
         if self.on_lost is not None:
             self.on_lost(self)  # first, so that no call is sent here again
-        for sink in sinks.values():
+        for call, sink in sinks.items():
             try:
+                if self.has_started(call):
+                    sink.wire_started()
                 sink.wire_lost(error)
             except Exception:
                 logger.exception("the owner of a call on connection %s failed to hear of its loss", self.name)
+        if self.mark is not None:
+            self.mark.close()
+            self.mark = None
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -267,7 +288,7 @@ class _ControlSink:
     def wire_failed(self, body: bytes) -> None:
         self._finish(decode_failure(body))
 
-    def wire_refused(self) -> None:
+    def wire_refused(self, returned: bool) -> None:
         self._finish(SkateError(f"{self.peer.wire.peer_name} refused {self.method!r}: it is ending"))
 
     def wire_credit(self) -> None:

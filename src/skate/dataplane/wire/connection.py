@@ -22,6 +22,7 @@ from skate.dataplane.wire.frames import (
     HELLO,
     LAST,
     READY,
+    RECALL,
     REFUSED,
     RELEASE,
     STARTED,
@@ -60,7 +61,7 @@ TRANSITIONS: dict[tuple[Role, int, bool], dict[int, int]] = {
 }
 CONNECTION_FRAMES: dict[Role, frozenset[int]] = {
     "caller": frozenset({STARTED, READY}),
-    "callee": frozenset({CALL, RELEASE}),
+    "callee": frozenset({CALL, RECALL, RELEASE}),
 }
 
 
@@ -69,7 +70,7 @@ def _next(call: int) -> int:
     return call % (IDS - 1) + 1
 
 
-def _follows(call: int, last: int) -> bool:
+def follows(call: int, last: int) -> bool:
     """Whether ``call`` comes after ``last``, ids going round: it is nearer ahead than behind."""
     return 0 < (call - last) % IDS < IDS // 2
 
@@ -89,11 +90,12 @@ class CallState:
 class Connection:
     """Feed it what arrived, ask it for the bytes of what you want to say."""
 
-    __slots__ = ("_cutter", "_frame_max", "_last_call", "calls", "peer_name", "role")
+    __slots__ = ("_cutter", "_frame_max", "_last_call", "calls", "peer_hello", "peer_name", "role")
 
     def __init__(self, role: Role, frame_max: int = FRAME_MAX) -> None:
         self.role: Role = role
         self.peer_name: str | None = None  # set by the other side's hello
+        self.peer_hello: Hello | None = None
         self.calls: dict[int, CallState] = {}
         self._frame_max = frame_max
         self._cutter = Cutter(HELLO_MAX)  # nobody calls before both sides said hello
@@ -125,7 +127,7 @@ class Connection:
         hello = decode_hello(frames[0][4])
         if hello.version != VERSION:
             raise WireError(f"the other side speaks version {hello.version}, this side {VERSION}: update the older one")
-        self.peer_name = hello.name
+        self.peer_name, self.peer_hello = hello.name, hello
         self._cutter.frame_max = self._frame_max
         return frames[1:]
 
@@ -140,7 +142,7 @@ class Connection:
             raise WireError(f"frame kind {kind} may not come to the {self.role}")
         state = self.calls.get(call)
         if state is None:
-            if _follows(call, self._last_call):
+            if follows(call, self._last_call):
                 raise WireError(f"frame kind {kind} names call {call}, which was never opened")
             return False  # the call ended here meanwhile
         after = moves.get(state.state)
@@ -160,7 +162,7 @@ class Connection:
 
     def _check_connection_frame(self, kind: int, call: int, flags: int, body: bytes) -> None:
         if kind == CALL:
-            if not _follows(call, self._last_call) or call in self.calls:
+            if not follows(call, self._last_call) or call in self.calls:
                 raise WireError(f"call {call} is not above the last one, {self._last_call}")
             if len(self.calls) >= CALLS_MAX:
                 raise WireError(f"more than {CALLS_MAX} calls are open on one connection")
@@ -168,14 +170,14 @@ class Connection:
             self.calls[call] = CallState(OUTPUT if flags & LAST else BOTH)
         elif kind == STARTED:
             unpack_ids(body)
-        else:
+        elif kind != RECALL:
             unpack_count(body)
 
     # -- what we say ----------------------------------------------------------------------------
 
-    def hello(self, name: str) -> bytes:
-        """The frame that must go first."""
-        return pack(HELLO, 0, 0, 0, encode_head(Hello(VERSION, name)))
+    def hello(self, name: str, pid: int = 0, mark: int = -1) -> bytes:
+        """The frame that must go first; ``pid`` and ``mark``: see ``Hello``."""
+        return pack(HELLO, 0, 0, 0, encode_head(Hello(VERSION, name, pid, mark)))
 
     def open(self, complete: bool) -> int:
         """The id of a new call whose input is complete or not. Raises WireError when too many are open."""

@@ -14,17 +14,20 @@ import struct
 
 from skate.core.errors import WireError
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<IIBBH")
 HEADER_SIZE = HEADER.size
 FRAME_MAX = 1 << 30  # bytes of one body: bounds what one peer can make the other allocate
 
-HELLO, CALL, CHUNK, ERROR, CANCEL, STARTED, REFUSED, READY, RELEASE, CREDIT = range(1, 11)
-KINDS = frozenset(range(1, 11))
+HELLO, CALL, CHUNK, ERROR, CANCEL, STARTED, REFUSED, READY, RELEASE, CREDIT, RECALL = range(1, 12)
+KINDS = frozenset(range(1, 12))
 
 LAST = 1  # CALL, CHUNK: nothing more comes in this direction
 HEADED = 2  # CALL, CHUNK: the body begins with a u32 length and a msgpack head
 GRANTED = 4  # CALL: uses a slot that READY had promised
+AHEAD = 8  # CALL: may wait at the callee until a slot is free, instead of being refused
+ASKS = 16  # CALL: the caller wants a STARTED frame, not only the mark
+RETURNED = 32  # REFUSED: was asked back, or the callee is ending; says nothing of its slots
 
 Frame = tuple[int, int, int, int, bytes]  # kind, call, flags, load, body
 

@@ -49,10 +49,16 @@ class ReplyHead(msgspec.Struct, array_like=True):
 
 
 class Hello(msgspec.Struct, array_like=True):
-    """The first frame in both directions: who is there and what it speaks."""
+    """The first frame in both directions: who is there and what it speaks.
+
+    A caller on the same machine also names its process and a file of that process, in which the callee marks the calls
+    that it has started (``transport/mark.py``); -1: it has none.
+    """
 
     version: int
     name: str
+    pid: int = 0
+    mark: int = -1
 
 
 _call_encoder = msgspec.msgpack.Encoder()
