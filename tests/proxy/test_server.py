@@ -20,7 +20,7 @@ from skate.dataplane.proxy import server as proxy_server
 from skate.dataplane.proxy.address import bind, reserve
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.peers import listen
-from skate.dataplane.wire.head import ReplyHead
+from skate.dataplane.wire.head import ReplyHead, decode_http
 from skate.engine.base import Life
 from tests.proxy.conftest import Run
 from tests.proxy.world import LIMIT_S, TEXT, Replica, echo, forever, hello, served, until
@@ -51,8 +51,7 @@ def test_requests_of_all_kinds(run: Run) -> None:
             head = await web.head("/h")
             assert (head.headers["content-length"], head.content) == ("5", b"")
             assert json.loads((await web.get("/-/routes")).text) == {"/": "app/", "/h": "app/h"}
-            http = made.replicas["/"].exchanges[0].head.http
-            assert http is not None
+            http = decode_http(made.replicas["/"].exchanges[0].head.http)
             assert http.client is not None
             assert (http.server, http.http_version, http.scheme) == (("127.0.0.1", made.port), "1.1", "http")
             assert made.balanced()

@@ -14,7 +14,7 @@ from skate.core.specs import HttpOptions
 from skate.dataplane.proxy import connection as proxy_connection
 from skate.dataplane.proxy import websocket
 from skate.dataplane.transport.exchange import Exchange
-from skate.dataplane.wire.head import WEBSOCKET
+from skate.dataplane.wire.head import WEBSOCKET, decode_http
 from tests.proxy.conftest import Run
 from tests.proxy.world import Client, Handler, dial, hello, served, until
 
@@ -29,7 +29,7 @@ heard: list[dict[str, Any]] = []
 
 
 async def echo(exchange: Exchange) -> None:
-    protocols = exchange.head.http.subprotocols if exchange.head.http else []
+    protocols = decode_http(exchange.head.http).subprotocols
     await say(exchange, "accept", subprotocol=protocols[-1] if protocols else None)
     while (chunk := await exchange.receive()) is not None:
         message = msgspec.msgpack.decode(chunk)
@@ -69,9 +69,9 @@ def test_messages_go_both_ways_with_a_subprotocol(run: Run) -> None:
                     assert await socket.recv() == message
             head = made.replicas["/ws"].exchanges[0].head
             assert (head.kind, head.request_id, head.route, head.timeout_s) == (WEBSOCKET, "w1", "/ws", None)
-            assert head.http is not None
-            assert (head.http.path, head.http.query, head.http.root_path) == ("/ws/x", b"q=1", "/ws")
-            assert head.http.subprotocols == ["a", "b"]
+            http = decode_http(head.http)
+            assert (http.path, http.query, http.root_path) == ("/ws/x", b"q=1", "/ws")
+            assert http.subprotocols == ["a", "b"]
             await until(made.balanced)
             assert made.router.ledger.report().ok == 1
 

@@ -205,7 +205,7 @@ class Client:
             try:
                 await self._body(reply)
             except asyncio.IncompleteReadError as error:
-                reply.body += error.partial
+                reply.body = b"".join(reply.pieces) + error.partial
                 reply.complete = False
         return reply
 
@@ -216,8 +216,8 @@ class Client:
         elif reply.header(b"transfer-encoding"):
             while size := int((await self.reader.readuntil(b"\r\n"))[:-2], 16):
                 reply.pieces.append(await self.reader.readexactly(size))
-                reply.body += reply.pieces[-1]
                 assert await self.reader.readexactly(2) == b"\r\n"
+            reply.body = b"".join(reply.pieces)  # not piece by piece: that would copy gigabytes for a large body
             assert await self.reader.readexactly(2) == b"\r\n"
         else:
             reply.body = await self.reader.read(-1)

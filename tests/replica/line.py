@@ -17,7 +17,17 @@ from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.failure import decode_failure, rebuild
 from skate.dataplane.transport.peers import Peer, connect, listen
 from skate.dataplane.wire.frames import split_head
-from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, CallHead, HttpHead, ReplyHead, decode_reply, encode_head
+from skate.dataplane.wire.head import (
+    HTTP,
+    PYTHON,
+    WEBSOCKET,
+    CallHead,
+    HttpHead,
+    ReplyHead,
+    decode_reply,
+    encode_head,
+    encode_http,
+)
 
 WAIT_S = 5.0
 _names = itertools.count(1)
@@ -164,13 +174,13 @@ class Line:
     ) -> Asked:
         all_headers = [(b"host", b"skate.test"), *(headers or [])]
         http = HttpHead(method, "http", path, path.encode(), query, root_path, all_headers, ("127.0.0.1", 5), ("h", 80))
-        head = CallHead(HTTP, "__call__", "rid-1", timeout_s, route=root_path or "/", http=http)
+        head = CallHead(HTTP, "__call__", "rid-1", timeout_s, route=root_path or "/", http=encode_http(http))
         return self._open(head, body, complete)
 
     def websocket(self, path: str = "/", subprotocols: list[str] | None = None) -> Asked:
         headers = [(b"host", b"skate.test")]
         http = HttpHead("GET", "http", path, path.encode(), b"", "", headers, None, None, "1.1", subprotocols or [])
-        return self._open(CallHead(WEBSOCKET, "", "rid-1", http=http), b"", False)
+        return self._open(CallHead(WEBSOCKET, "", "rid-1", http=encode_http(http)), b"", False)
 
     async def idle(self) -> None:
         await until(lambda: self.invoker.ongoing == 0)

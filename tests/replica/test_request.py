@@ -8,6 +8,7 @@ import pickle
 import timeit
 from typing import Any
 
+import msgspec
 import pytest
 import starlette.requests
 
@@ -15,7 +16,7 @@ from skate.authoring.code import dumps, loads
 from skate.core.errors import CodeError
 from skate.dataplane.handle import _resolved
 from skate.dataplane.replica.request import Request, needs_body
-from skate.dataplane.wire.head import HttpHead
+from skate.dataplane.wire.head import HttpHead, encode_http
 from tests.replica.line import line_to
 
 JSON = json.dumps({"name": "Corey", "deep": {"list": [1, 2, 3]}}).encode()
@@ -39,9 +40,10 @@ class Caller:
         await self.over.wait()
 
 
-def head(method: str = "POST", path: str = "/api/items", headers: Any = (), query: bytes = b"a=b&c=d") -> HttpHead:
+def head(method: str = "POST", path: str = "/api/items", headers: Any = (), query: bytes = b"a=b&c=d") -> msgspec.Raw:
     all_headers = [(b"host", b"skate.test"), (b"cookie", b"k=v"), *headers]
-    return HttpHead(method, "http", path, path.encode(), query, "/api", all_headers, ("10.0.0.1", 7), ("h", 80))
+    client, server = ("10.0.0.1", 7), ("h", 80)
+    return encode_http(HttpHead(method, "http", path, path.encode(), query, "/api", all_headers, client, server))
 
 
 def request(*chunks: bytes, **more: Any) -> Request:

@@ -109,6 +109,7 @@ class Lane:
         self.limit = min(target.max_ongoing_requests, CALLS_MAX)  # calls of this router that one replica runs
         self.room = self.limit  # calls of this router at one replica; more than it runs while there is no other
         self.links: dict[str, Link] = {}
+        self.only: Link | None = None  # of one replica: that one
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
         self.queued = 0  # waiting ones that have not ended
@@ -139,6 +140,7 @@ class Lane:
         That way a call never waits in front of one replica while another has a slot. Where the user limits how many may
         wait, all wait here: only here they can be counted.
         """
+        self.only = next(iter(self.links.values())) if len(self.links) == 1 else None
         usable = [link for link in self.links.values() if link.peer is not None]
         alone = len(usable) < 2 and self.target.max_queued_requests < 0
         self.room = self.limit + AHEAD_MAX if alone else self.limit
@@ -162,6 +164,7 @@ class Lane:
         for link in self.links.values():
             self._let_go(link)
         self.links.clear()
+        self.only = None
         text = f"deployment {self.target.key!r} was deleted while the call waited"
         self.gone = error or DeploymentUnavailableError(text)
         self._fail_waiting(self.gone)
@@ -205,11 +208,9 @@ class Lane:
             self._send(self._next(), link)
 
     def _choose(self) -> Link | None:
-        links = self.links
-        if len(links) == 1:
-            (only,) = links.values()
+        if (only := self.only) is not None:
             return only if only.has_room() else None
-        free = [link for link in links.values() if link.has_room()]
+        free = [link for link in self.links.values() if link.has_room()]
         if not free:
             return None
         if len(free) == 1:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from typing import TYPE_CHECKING
 
 import httptools
@@ -23,7 +21,9 @@ import httptools
 from skate.core.errors import CallTimeoutError, SkateError
 from skate.dataplane.proxy.answers import JSON_TYPE, TEXT_TYPE, Answer, of_error
 from skate.dataplane.proxy.http_call import HttpCall
+from skate.dataplane.proxy.outlet import Outlet
 from skate.dataplane.proxy.request import (
+    HEAD_MAX,
     HEADERS_MAX,
     REQUEST_ID,
     TARGET_MAX,
@@ -31,6 +31,8 @@ from skate.dataplane.proxy.request import (
     Headers,
     Request,
     RequestError,
+    head_too_large,
+    malformed,
     read_request,
 )
 from skate.dataplane.proxy.response import CLOSE, CONTINUE, KEEP, KEEP_OLD, header_lines, length_line, status_line
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("skate.proxy")
 
-HEAD_MAX = 64 * 1024  # bytes of a request's head, and of what may surround the chunks of a body without adding to it
 GATHER_MAX = 64 * 1024  # bytes; a body of known length up to this goes with its call
 HOLD_MAX = 64 * 1024  # bytes that may wait behind a request before we stop reading
 HEAD_S = 30.0  # for a head, from its first byte on
@@ -71,6 +72,7 @@ class Connection(asyncio.Protocol):
         "headers",
         "keep",
         "loop",
+        "outlet",
         "parser",
         "paused",
         "phase",
@@ -124,7 +126,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self.write = self.transport.write
+        self.outlet = Outlet(self.transport)
+        self.write = self.outlet.write
         self.parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self.client = _address(transport.get_extra_info("peername"))
         self.server = _address(transport.get_extra_info("sockname"))
@@ -137,7 +140,8 @@ class Connection(asyncio.Protocol):
         phase = self.phase
         try:
             if phase <= BODY and not self.rest:
-                self._feed(data)
+                if phase != IDLE or self.stuck or not self._recall(data):
+                    self._feed(data)
             elif phase == SOCKET and self.socket is not None and not self.rest:
                 self.socket.feed(data)
             elif phase != CLOSED:
@@ -161,6 +165,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.front.leave(self)
         self.phase = CLOSED
+        self.outlet.close()
         self.parser = None
         self.rest.clear()
         self.pieces.clear()
@@ -223,8 +228,25 @@ class Connection(asyncio.Protocol):
 
     # -- reading --------------------------------------------------------------------------------
 
+    def _recall(self, data: bytes) -> bool:
+        """Takes up a whole request whose headers came before; False: the parser has to read it."""
+        options = self.front.options
+        known = self.front.heads.recall(data, options.request_timeout_s)
+        if known is None or known[0].length > options.max_body_bytes:
+            return False
+        request, body = known
+        self.request = request
+        self.keep = request.keep_alive
+        self.complete = True
+        self.phase = ANSWER
+        if body:
+            self.pieces, self.size = [body], len(body)
+        self._start(request, True)
+        return True
+
     def _feed(self, data: bytes) -> None:
         start, size = 0, len(data)
+        fresh = self.phase == IDLE
         while start < size and self.phase <= BODY and not (self.stuck and self.phase == IDLE):
             end = self._end_of_piece(data, start, size)
             piece = data if end - start == size else data[start:end]
@@ -239,8 +261,12 @@ class Connection(asyncio.Protocol):
             except httptools.HttpParserCallbackError as error:
                 raise error.__context__ or error from None
             except httptools.HttpParserError as error:
-                self.refuse(_malformed(error))
+                self.refuse(malformed(error))
                 return
+            if self.complete and self.request is not None:
+                if fresh and start == size:
+                    self.front.heads.remember(data, self.request, self.watched)
+                fresh = False  # what follows in these bytes is another message
             self._advance()
         if self.phase == BODY:
             self.since = self.front.tick
@@ -273,7 +299,7 @@ class Connection(asyncio.Protocol):
             if len(self.target) > TARGET_MAX:
                 self.refuse(RequestError(414, f"the address has more than {TARGET_MAX} bytes"))
             elif self.head_size > HEAD_MAX:
-                self.refuse(_head_too_large())
+                self.refuse(head_too_large())
             return
         if self.phase < BODY and not self._head_complete(request):
             return
@@ -286,12 +312,12 @@ class Connection(asyncio.Protocol):
             if self.call is None:
                 self._start(request, True)
         elif self.head_size > HEAD_MAX or len(self.headers) > HEADERS_MAX:  # of extensions, or of trailers
-            self.refuse(_head_too_large())
+            self.refuse(head_too_large())
 
     def _head_complete(self, request: Request) -> bool:
         """Looks at a request whose head has come. False: it ends here, or is a WebSocket."""
         if self.head_size > HEAD_MAX and request.error is None:
-            request.error = _head_too_large()
+            request.error = head_too_large()
         if request.error is None and request.length > self.front.options.max_body_bytes:
             request.error = self.front.too_large(request.length)
         if request.error is not None:
@@ -462,11 +488,9 @@ class Connection(asyncio.Protocol):
         self.since = self.front.tick
         self.call = None
         if reset:
-            own = self.transport.get_extra_info("socket")
-            if own is not None:
-                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.transport.abort()
+            self.outlet.reset()
         else:
+            self.outlet.close()
             self.transport.close()
 
     def _end(self) -> None:
@@ -529,9 +553,7 @@ class Connection(asyncio.Protocol):
         call = self.call
         if call is None or self.phase != ANSWER:
             return
-        own = self.transport.get_extra_info("socket")
-        gone = own is not None and own.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if gone or (silent_s > HALF_CLOSED_S and not call.can_be_probed):
+        if self.outlet.broken() or (silent_s > HALF_CLOSED_S and not call.can_be_probed):
             self.transport.abort()
 
     def _late(self, request: Request) -> None:
@@ -576,13 +598,3 @@ class Connection(asyncio.Protocol):
 def _address(name: object) -> tuple[str, int] | None:
     """Host and port, where there are such."""
     return (name[0], name[1]) if isinstance(name, tuple) and len(name) >= 2 else None
-
-
-def _head_too_large() -> RequestError:
-    return RequestError(431, f"the headers of the request have more than {HEAD_MAX} bytes")
-
-
-def _malformed(error: Exception) -> RequestError:
-    if isinstance(error, httptools.HttpParserInvalidMethodError):
-        return RequestError(400, "the request is malformed, or its method is none that this server knows")
-    return RequestError(400, f"the request is malformed: {str(error)[:200] or type(error).__name__}")

@@ -17,12 +17,13 @@ from skate.core.errors import DeploymentUnavailableError, PayloadTooLargeError
 from skate.core.specs import HttpOptions, Route
 from skate.dataplane.proxy.answers import JSON_TYPE, Answer, not_found, not_ready
 from skate.dataplane.proxy.connection import ANSWER, BODY, HEAD, Connection
+from skate.dataplane.proxy.heads import Heads
 from skate.dataplane.proxy.http_call import HttpCall
 from skate.dataplane.proxy.request import REQUEST_ID, Request
 from skate.dataplane.proxy.websocket import SocketCall, offered, shake_hands
 from skate.dataplane.router import Router
 from skate.dataplane.routing.routes import Mount, RouteTable
-from skate.dataplane.wire.head import HTTP, WEBSOCKET, CallHead, HttpHead
+from skate.dataplane.wire.head import HTTP, WEBSOCKET, CallHead, HttpHead, encode_http
 
 logger = logging.getLogger("skate.proxy")
 
@@ -50,6 +51,7 @@ class Front:
         self.loop = asyncio.get_running_loop()
         self.root_path = options.root_path.rstrip("/")
         self.table = RouteTable()
+        self.heads = Heads()
         self.ready = False  # an application was there once; stays true while the last one is replaced
         self.loaded = False  # a replica of one was ready once
         self.draining = False
@@ -135,7 +137,8 @@ class Front:
             request.version,
             subprotocols,
         )
-        return CallHead(kind, "__call__", request.request_id, request.timeout_s, False, mount.app, mount.prefix, http)
+        raw = encode_http(http)
+        return CallHead(kind, "__call__", request.request_id, request.timeout_s, False, mount.app, mount.prefix, raw)
 
     # -- what the proxy says itself -------------------------------------------------------------
 

@@ -10,6 +10,8 @@ import math
 import re
 from urllib.parse import unquote_to_bytes
 
+import httptools
+
 from skate.core.errors import SkateError
 from skate.core.ids import request_id as new_request_id
 
@@ -18,6 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 REQUEST_ID = b"x-request-id"
 TIMEOUT = b"x-request-timeout-seconds"
 REQUEST_ID_MAX = 128  # characters
+HEAD_MAX = 64 * 1024  # bytes of a request's head, and of what may surround the chunks of a body without adding to it
 TARGET_MAX = 16 * 1024  # bytes of the request target
 HEADERS_MAX = 200
 LENGTH_UNKNOWN = -1  # the body comes in chunks
@@ -40,6 +43,18 @@ class RequestError(SkateError):
     def __init__(self, status_code: int, message: str) -> None:
         super().__init__(message)
         self.status_code = status_code
+
+
+def head_too_large() -> RequestError:
+    """The error of a head above ``HEAD_MAX``."""
+    return RequestError(431, f"the headers of the request have more than {HEAD_MAX} bytes")
+
+
+def malformed(error: Exception) -> RequestError:
+    """The error of what the parser refused."""
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return RequestError(400, "the request is malformed, or its method is none that this server knows")
+    return RequestError(400, f"the request is malformed: {str(error)[:200] or type(error).__name__}")
 
 
 class BadHeaderError(SkateError):

@@ -36,7 +36,7 @@ from skate.dataplane.replica.callable import Method, Target
 from skate.dataplane.replica.request import Request
 from skate.dataplane.replica.threads import Feed, Threads
 from skate.dataplane.transport.exchange import Exchange
-from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, HttpHead
+from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, decode_http
 
 logger = logging.getLogger("skate.replica")
 
@@ -299,9 +299,9 @@ class Invocation:
     # -- HTTP calls -----------------------------------------------------------------------------
 
     async def _run_http(self) -> None:
-        target, http = self.invoker.target, self._http()
+        target, http = self.invoker.target, self.exchange.head.http
         if target.asgi is not None:
-            self._log_late(await asgi.serve_http(target.asgi, http, self, self.exchange, target.state))
+            self._log_late(await asgi.serve_http(target.asgi, decode_http(http), self, self.exchange, target.state))
             return
         method = target.method(self.exchange.head.method or "__call__")
         args = (Request.of(http, self),) if method.takes_argument else ()
@@ -316,17 +316,11 @@ class Invocation:
             value = await value
             reply = render(value)
         if reply is None:
-            await self._answer_in_steps(value, http)
+            await self._answer_in_steps(value)
             return
         self.exchange.reply_http(*reply)
         if isinstance(value, Response) and value.background is not None:
             await self._in_background(value.background)
-
-    def _http(self) -> HttpHead:
-        http = self.exchange.head.http
-        if http is None:
-            raise TypeError("an HTTP call came without its HTTP head")
-        return http
 
     def _work_http(self, method: Method, args: tuple[Any, ...]) -> tuple[Any, Any]:
         """A ``def`` handler, on its thread: what it returned, and the reply if that is made in one step."""
@@ -334,9 +328,9 @@ class Invocation:
         value = method.function(*args)
         return value, render(value)
 
-    async def _answer_in_steps(self, value: Any, http: HttpHead) -> None:
+    async def _answer_in_steps(self, value: Any) -> None:
         if isinstance(value, Response):
-            self._log_late(await asgi.serve_http(value, http, self, self.exchange))
+            self._log_late(await asgi.serve_http(value, decode_http(self.exchange.head.http), self, self.exchange))
             return
         first = True
         async with aclosing(self._encoded(value, lambda item: (item, stream_chunk(item)))) as pairs:
@@ -364,7 +358,8 @@ class Invocation:
                 f"Deployment {target.deployment!r} of application {target.app!r} has no WebSocket route; "
                 "give it a FastAPI application with one, by @serve.ingress(app)."
             )
-        self._log_late(await asgi.serve_websocket(target.asgi, self._http(), self, self.exchange, target.state))
+        http = decode_http(self.exchange.head.http)
+        self._log_late(await asgi.serve_websocket(target.asgi, http, self, self.exchange, target.state))
 
     # -- streams --------------------------------------------------------------------------------
 

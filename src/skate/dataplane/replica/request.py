@@ -14,12 +14,13 @@ from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Protocol
 
+import msgspec
 import starlette.requests
 from starlette.types import Message, Scope
 
 from skate.core.errors import CodeError
 from skate.dataplane.handle import resolve_with
-from skate.dataplane.wire.head import HttpHead
+from skate.dataplane.wire.head import HttpHead, decode_http
 
 ASGI_VERSION = {"version": "3.0", "spec_version": "2.4"}  # 2.4: send raises OSError once the client is gone
 TRAVELLING = (  # what of a scope goes along to another process; the rest are live objects of this one
@@ -143,7 +144,7 @@ class Request(starlette.requests.Request):
     """
 
     _incoming: Incoming | None = None
-    _http: HttpHead | None = None
+    _http: msgspec.Raw | None = None
     _stream_consumed = False
     _is_disconnected = False
     _form = None
@@ -151,8 +152,8 @@ class Request(starlette.requests.Request):
     _send = staticmethod(starlette.requests.empty_send)
 
     @classmethod
-    def of(cls, http: HttpHead, incoming: Incoming) -> Request:
-        """The request that came with a call."""
+    def of(cls, http: msgspec.Raw, incoming: Incoming) -> Request:
+        """The request that came with a call; its head is decoded when somebody looks."""
         request = cls.__new__(cls)
         request._http = http
         request._incoming = incoming
@@ -237,7 +238,7 @@ _EMPTY_SCOPE: Scope = http_scope(HttpHead("GET", "http", "/", b"/", b"", "", [])
 def _lazy_scope(request: Request) -> Scope:
     if request._http is None:
         raise AttributeError("scope")
-    return http_scope(request._http)
+    return http_scope(decode_http(request._http))
 
 
 def _lazy_receive(request: Request) -> HttpInput:

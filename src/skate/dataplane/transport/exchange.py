@@ -117,14 +117,16 @@ class Exchange:
     def reply(self, data: bytes) -> None:
         """The one and only answer."""
         if not self.ended:
-            self.session.write_frame(CHUNK, self.id, LAST, self.session.load(), data)
+            session = self.session
+            session.write_frame(CHUNK, self.id, LAST, session.load(), data, len(session.exchanges) == 1)
             self._finish()
 
     def reply_http(self, head: ReplyHead, data: bytes) -> None:
         """The one and only answer, with its HTTP head."""
         if not self.ended:
+            session = self.session
             body = join_head(encode_head(head), data)
-            self.session.write_frame(CHUNK, self.id, LAST | HEADED, self.session.load(), body)
+            session.write_frame(CHUNK, self.id, LAST | HEADED, session.load(), body, len(session.exchanges) == 1)
             self._finish()
 
     async def start_http(self, head: ReplyHead, data: bytes = b"") -> None:

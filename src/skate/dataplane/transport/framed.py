@@ -127,8 +127,8 @@ class Framed(asyncio.Protocol):
         self._out.append(data)
         self._plan_flush()
 
-    def write_frame(self, kind: int, call: int, flags: int, load: int, body: bytes) -> None:
-        """Gathers one frame; a large body is not copied."""
+    def write_frame(self, kind: int, call: int, flags: int, load: int, body: bytes, alone: bool = False) -> None:
+        """Gathers one frame; a large body is not copied. ``alone``: nothing else is under way, so it leaves at once."""
         if self.closed:
             return
         size = len(body)
@@ -136,7 +136,10 @@ class Framed(asyncio.Protocol):
             self._out.append(HEADER.pack(size, call, kind, flags, load) + body)
         else:
             self._out += (header(kind, call, flags, load, size), body)
-        self._plan_flush()
+        if alone:
+            self.flush()
+        else:
+            self._plan_flush()
 
     def _plan_flush(self) -> None:
         if len(self._out) >= FLUSH_FRAMES:

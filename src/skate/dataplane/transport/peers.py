@@ -105,7 +105,8 @@ class Peer(Framed):
             )
         call = self.wire.open(complete)
         self.sinks[call] = sink
-        self.write_frame(CALL, call, how | HEADED | LAST if complete else how | HEADED, 0, data)
+        flags = how | HEADED | LAST if complete else how | HEADED
+        self.write_frame(CALL, call, flags, 0, data, len(self.sinks) == 1)
         return call
 
     def has_started(self, call: int) -> bool:

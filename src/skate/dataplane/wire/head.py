@@ -28,8 +28,14 @@ class HttpHead(msgspec.Struct, array_like=True):
     subprotocols: list[str] = []
 
 
+NO_HTTP = msgspec.Raw(b"\xc0")  # None
+
+
 class CallHead(msgspec.Struct, array_like=True):
-    """What is called, on whose behalf, and how many seconds are left for it (None: no deadline)."""
+    """What is called, on whose behalf, and how many seconds are left for it (None: no deadline).
+
+    ``http`` is a HttpHead that is still encoded: most handlers never look at it (``decode_http``).
+    """
 
     kind: int
     method: str
@@ -38,7 +44,7 @@ class CallHead(msgspec.Struct, array_like=True):
     stream: bool = False
     app: str = ""
     route: str = ""
-    http: HttpHead | None = None
+    http: msgspec.Raw = NO_HTTP
 
 
 class ReplyHead(msgspec.Struct, array_like=True):
@@ -63,10 +69,24 @@ class Hello(msgspec.Struct, array_like=True):
 
 _call_encoder = msgspec.msgpack.Encoder()
 _call_decoder = msgspec.msgpack.Decoder(CallHead)
+_http_decoder = msgspec.msgpack.Decoder(HttpHead)
 _reply_decoder = msgspec.msgpack.Decoder(ReplyHead)
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
 
 encode_head = _call_encoder.encode
+
+
+def encode_http(head: HttpHead) -> msgspec.Raw:
+    """The head of a request, as it travels in a CallHead."""
+    return msgspec.Raw(encode_head(head))
+
+
+def decode_http(raw: msgspec.Raw) -> HttpHead:
+    """Raises WireError if the bytes are not the head of a request."""
+    try:
+        return _http_decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"an HTTP call came without a readable HTTP head: {error}") from None
 
 
 def decode_call(data: bytes) -> CallHead:
