@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from skate.controlplane.decide.ledger import balances, total
 from skate.core.clock import ManualClock
-from skate.core.specs import DeploymentTarget, ReplicaTarget, Snapshot
+from skate.core.specs import DeploymentTarget, LedgerReport, ReplicaTarget, Snapshot
 from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
 from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
@@ -293,6 +294,15 @@ class World:
             ledger = router.ledger
             mine = [call for call in self.calls.values() if call.router is router]
             assert ledger.accepted == len(mine) and ledger.open == sum(call.outcome is None for call in mine)
+            reports = ledger.reports()
+            for key in KEYS:
+                calls = [call for call in mine if call.deployment_key == key and call.outcome is None]
+                told = reports.get(key, LedgerReport())
+                stages = (sum(call.link is None for call in calls), sum(call.started for call in calls))
+                assert (told.queued, told.started, told.open) == (*stages, len(calls))
+                assert told.sent == len(calls) - sum(stages)
+            assert all(balances(report) for report in (*reports.values(), ledger.report()))
+            assert ledger.report() == total(reports.values())
             for lane in router.lanes.values():
                 assert lane.queued == sum(call.queued for call in lane.waiting) >= 0
                 for link in (*lane.links.values(), *lane.leaving):

@@ -141,8 +141,16 @@ class ProxyReport(msgspec.Struct, frozen=True):
     message: str = ""
 
 
+UNKNOWN_DEPLOYMENT = "(unknown)"  # what calls to no deployment are counted under; no key, for it has no "/"
+
+
 class LedgerReport(msgspec.Struct, frozen=True):
-    """Counts of calls of one process since its start; ``accepted == sum of outcomes + open`` always."""
+    """Counts of calls since the start of a process or instance.
+
+    Always ``accepted == open + ok + user_error + refused + timed_out + cancelled + lost`` and
+    ``open == queued + sent + started``: waiting in a router, on the way to a replica, in its hands. ``retried``: how
+    often a call was sent again because its replica had died.
+    """
 
     accepted: int = 0
     open: int = 0
@@ -152,6 +160,13 @@ class LedgerReport(msgspec.Struct, frozen=True):
     timed_out: int = 0
     cancelled: int = 0
     lost: int = 0
+    queued: int = 0
+    sent: int = 0
+    started: int = 0
+    retried: int = 0
+
+
+Counts = dict[str, LedgerReport]  # by deployment key
 
 
 # -- what routers are told ----------------------------------------------------------------------
@@ -256,4 +271,5 @@ class ServeStatus(msgspec.Struct, frozen=True):
     controller_pid: int = 0
     proxies: dict[str, ProxyStatus] = {}
     applications: dict[str, ApplicationStatus] = {}
-    calls: LedgerReport = LedgerReport()
+    calls: LedgerReport = LedgerReport()  # of all deployments
+    calls_by_deployment: Counts = {}  # of those that ever had one, by "<app>/<deployment>"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from skate.core.context import RequestContext
 from skate.core.errors import RequestCancelledError
-from skate.dataplane.ledger import Outcome
+from skate.dataplane.ledger import Account, Outcome
 from skate.dataplane.transport.failure import UserFailure, decode_failure
 from skate.dataplane.wire.frames import split_head
 from skate.dataplane.wire.head import CallHead, ReplyHead, decode_reply, encode_head
@@ -30,6 +30,7 @@ class Call:
 
     __slots__ = (
         "accepted_at",
+        "account",
         "body",
         "complete",
         "context",
@@ -67,6 +68,7 @@ class Call:
         self.started = False  # the replica said so, in words; ``running`` looks at its mark, too
         self.outcome: Outcome | None = None
         self.router: Router | None = None
+        self.account: Account | None = None  # where it is counted
         self.lane: Lane | None = None
         self.queued = False  # waits in its lane
         self.link: Link | None = None  # the replica that has it
@@ -187,15 +189,22 @@ class Call:
     # -- CallSink: what the wire says -----------------------------------------------------------
 
     def wire_started(self) -> None:
-        self.started = True
+        if not self.started:
+            self._note_start()
         self.body = b""
         self.more = None
         link = self.link
         if link is not None and link.probe is self:
             link.lane.call_started(self)
 
-    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+    def _note_start(self) -> None:
         self.started = True
+        if self.account is not None:
+            self.account.started += 1
+
+    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+        if not self.started:
+            self._note_start()
         try:
             if headed:
                 raw, body = split_head(body)

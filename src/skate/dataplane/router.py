@@ -25,9 +25,9 @@ from skate.core.errors import (
     ReplicaDiedError,
     SkateError,
 )
-from skate.core.specs import DeploymentTarget, ReplicaTarget, Route, Snapshot
+from skate.core.specs import UNKNOWN_DEPLOYMENT, DeploymentTarget, ReplicaTarget, Route, Snapshot
 from skate.dataplane.call import LOSSES_MAX, Call
-from skate.dataplane.ledger import Ledger, Outcome
+from skate.dataplane.ledger import Account, Ledger, Outcome
 from skate.dataplane.routing.admission import may_queue, refusal
 from skate.dataplane.routing.choice import two_choices
 from skate.dataplane.transport.peers import Peer, connect
@@ -106,6 +106,7 @@ class Lane:
     def __init__(self, router: Router, target: DeploymentTarget) -> None:
         self.router = router
         self.target = target
+        self.account = router.ledger.account(target.key)
         self.limit = min(target.max_ongoing_requests, CALLS_MAX)  # calls of this router that one replica runs
         self.room = self.limit  # calls of this router at one replica; more than it runs while there is no other
         self.links: dict[str, Link] = {}
@@ -230,6 +231,7 @@ class Lane:
         call.link = link
         call.sent_at = now
         link.in_flight += 1
+        self.account.placed += 1
         try:
             call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, how)
         except Exception as error:  # it cannot be sent, to nobody: too large, or its head holds what has no UTF-8
@@ -279,6 +281,9 @@ class Lane:
     def _release(self, call: Call, link: Link) -> None:
         call.link = None
         link.in_flight -= 1
+        self.account.placed -= 1
+        if call.started:
+            self.account.started -= 1
         if link.probe is call:
             link.probe, link.blocked = None, False
         if link.leaving and link.in_flight == 0:
@@ -307,6 +312,7 @@ class Lane:
             text = f"request {call.request_id} to {self.target.key!r} lost {call.losses} replicas before it started"
             call.end(Outcome.LOST, ReplicaDiedError(text + "; its replicas keep dying"))
             return
+        self.account.retried += 1
         self._take_back(call)
         self.dispatch()
 
@@ -424,7 +430,9 @@ class Router:
         call.accepted_at = now
         call.body = body
         call.complete = complete
-        self.ledger.accepted += 1
+        lane = self.lanes.get(call.deployment_key)
+        call.account = account = self._account(call.deployment_key) if lane is None else lane.account
+        account.accepted += 1
         if self._quiet and self.on_activity is not None:
             self._quiet = False
             self.on_activity()
@@ -440,9 +448,17 @@ class Router:
                 call.end(Outcome.TIMED_OUT, timed_out(call, now))
                 return
             call.timer = self.loop.call_later(call.deadline - now, self._expire, call)
-        self._place(call)
+        if lane is not None:
+            lane.submit(call)
+        else:
+            self._place(call)
+
+    def _account(self, key: str) -> Account:
+        """Where calls are counted for which there is no lane: as unknown, once it is known what there is."""
+        return self.ledger.account(UNKNOWN_DEPLOYMENT if self.known.is_set() else key)
 
     def _place(self, call: Call) -> None:
+        """What becomes of a call for which there is no lane yet."""
         lane = self.lanes.get(call.deployment_key)
         if len(self._early) >= EARLY_MAX:
             self._early = [early for early in self._early if early.outcome is None]
@@ -467,9 +483,9 @@ class Router:
 
     def count(self, call: Call) -> None:
         """Books the outcome of a call (called once for each, by the call)."""
-        assert call.outcome is not None
+        assert call.outcome is not None and call.account is not None
         call.ended_at = self.clock.now()
-        self.ledger.outcomes[call.outcome] += 1
+        call.account.outcomes[call.outcome] += 1
         if self._quiet and self.on_activity is not None:
             self._quiet = False
             self.on_activity()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 from skate.core.errors import AddressInUseError
@@ -40,6 +41,18 @@ def reserve(host: str) -> socket.socket:
     Raises AddressInUseError.
     """
     return _bound(host, 0, ["SO_REUSEPORT"])
+
+
+def is_local(client: tuple[str, int] | None) -> bool:
+    """Whether a client is on this machine."""
+    if client is None:
+        return False
+    try:
+        address = ipaddress.ip_address(client[0].partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _bound(host: str, port: int, options: list[str]) -> socket.socket:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import httptools
 
 from skate.core.errors import CallTimeoutError, SkateError
-from skate.dataplane.proxy.answers import JSON_TYPE, TEXT_TYPE, Answer, of_error
+from skate.dataplane.proxy.answers import TEXT_TYPE, Answer, of_error
 from skate.dataplane.proxy.http_call import HttpCall
 from skate.dataplane.proxy.request import (
     HEADERS_MAX,
@@ -336,8 +336,9 @@ class Connection(asyncio.Protocol):
         pieces, self.pieces = self.pieces, []
         body = b"" if not pieces else pieces[0] if len(pieces) == 1 else b"".join(pieces)
         call = self.front.call(request, self)
-        if isinstance(call, Answer):
-            self.say(call, request)
+        if not isinstance(call, HttpCall):
+            if call is not None:
+                self.say(call, request)
             return
         self.call = call
         self.uploading = not complete
@@ -398,9 +399,14 @@ class Connection(asyncio.Protocol):
 
     def say(self, answer: Answer, request: Request | None) -> None:
         """Gives an answer of the proxy's own."""
-        headers: Headers = [] if JSON_TYPE in answer.headers else [TEXT_TYPE]
+        headers: Headers = [] if any(name == TEXT_TYPE[0] for name, _ in answer.headers) else [TEXT_TYPE]
         begin = status_line(answer.status) + header_lines(headers + answer.headers)
         self.give(begin, answer.status, answer.text.encode("utf-8", "replace"), request)
+
+    def say_later(self, answer: Answer, request: Request) -> None:
+        """Gives an answer that had to be asked for, if its client still waits for it."""
+        if self.phase == ANSWER and self.request is request:
+            self.say(answer, request)
 
     def give(self, begin: bytes, status: int, body: bytes, request: Request | None) -> None:
         """Gives a whole answer: its status line with headers, and a body."""
