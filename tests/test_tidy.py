@@ -41,7 +41,7 @@ INNER_FLOORS: dict[str, Floors] = {
         ("transport",),
         ("router call uplink ledger",),
         ("caller",),
-        ("pending",),
+        ("pending", "call_options"),
         ("handle",),
         ("proxy", "replica"),
     ),

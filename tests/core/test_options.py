@@ -84,6 +84,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"health_check_period_s": 0}, "takes a number > 0"),
     ({"health_check_timeout_s": "30"}, "health_check_timeout_s='30'"),
     ({"max_constructor_retry_count": 0}, "max_constructor_retry_count=0"),
+    ({"retry": 11}, "retry=11: takes a whole number from 0 to 10, or a dict from names to"),
+    ({"retry": True}, "retry=True: takes a whole number"),
+    ({"retry": {"predict": 11}}, "retry['predict']=11: takes a whole number from 0 to 10."),
     ({"max_threads": 0}, "max_threads=0: takes a whole number from 1 to 1024"),
     ({"user_config": {"a": [1, {2}]}}, "user_config['a'][1]={2}: takes plain data"),
     ({"user_config": {1: 2}}, "dicts with strings as keys"),
@@ -172,6 +175,8 @@ NOW: list[dict[str, Any]] = [
     {"graceful_shutdown_wait_loop_s": 1, "graceful_shutdown_timeout_s": 0, "max_surge_percent": 1},
     {"ray_actor_options": {"num_cpus": 0.5, "num_gpus": 1, "memory": 1e9, "resources": {"tpu": 1}}},
     {"ray_actor_options": {"runtime_env": {"env_vars": {"A": "b"}}}},
+    {"retry": 2},
+    {"retry": {"predict": 1, "__call__": 0}},
     {"max_threads": 4, "max_constructor_retry_count": 1, "num_replicas": None},
     {"rolling_update_percentage": 0.2, "autoscaling_config": None, "max_surge_percent": 0},
 ]

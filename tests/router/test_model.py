@@ -86,6 +86,8 @@ class Told(Call):
         self.executions = 0
         self.losses_seen = 0
         self.straight = True  # never refused, never lost
+        self.chunked = False  # a part of its answer has come
+        self.again = 0  # times that it was started and sent again
 
     def on_end(self, error: BaseException | None) -> None:
         self.ends += 1
@@ -94,7 +96,13 @@ class Told(Call):
     def wire_lost(self, error: Exception | None) -> None:
         self.straight = False
         self.losses_seen += 1
+        self.again += self.started and bool(self.retries) and not self.chunked
         super().wire_lost(error)
+
+    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+        self.chunked = True
+        super().wire_chunk(body, headed, last)
+        assert self.outcome is not None or (not self.retries and not self.body)
 
     def wire_refused(self, returned: bool) -> None:
         self.straight = False
@@ -209,7 +217,8 @@ class World:
             limit = max([replica.limit for replica in mine], default=1)  # more than some replicas accept
             queue = self.chance.choice((-1, -1, -1, 3))
             seen = tuple(ReplicaTarget(replica.id, replica.address) for replica in mine)
-            deployments[key] = DeploymentTarget(app, name, limit, queue, seen, None)
+            retry = self.chance.choice((0, 0, 1, {"m": 1}))
+            deployments[key] = DeploymentTarget(app, name, limit, queue, seen, None, retry=retry)
         router.apply(Snapshot(router.generation + 1, self.chance.random() < 0.3, deployments, ()))
 
     def submit(self) -> None:
@@ -218,6 +227,7 @@ class World:
             id = f"c{len(self.calls)}"
             deadline = self.clock.now() + 1000 if self.chance.random() < 0.2 else None
             call = self.calls[id] = Told(self, key, id, deadline)
+            call.retries = self.chance.choice((None, None, 0, 1, 2))
             router.submit(call, b"body")
 
     def works(self) -> list[tuple[Replica, Exchange]]:
@@ -227,6 +237,9 @@ class World:
         works = self.works()
         if works:
             replica, work = self.chance.choice(works)
+            if self.chance.random() < 0.1:
+                work.send_nowait(b"a part")
+                return
             replica.answer(work)
             if self.chance.random() < 0.8:  # else there is more to do, after the answer
                 replica.finish(work)
@@ -337,6 +350,7 @@ class World:
         """At the end."""
         for call in self.calls.values():
             assert call.outcome is not None, f"{call.request_id} did not end"
+            assert call.again <= 2
             assert call.executions <= 1 + call.losses_seen, f"{call.request_id} was executed {call.executions} times"
         for replica in (*self.replicas, *self.draining, *self.dead):
             for ids in replica.began.values():
@@ -379,7 +393,7 @@ class World:
         self.check_story()
 
 
-async def play(seed: int) -> tuple[World, dict[Outcome, int]]:
+async def play(seed: int) -> tuple[World, dict[str, int]]:
     """One story; how its calls ended."""
     Uneven.chance = random.Random(-seed)
     world = World(random.Random(seed))
@@ -396,12 +410,13 @@ async def play(seed: int) -> tuple[World, dict[Outcome, int]]:
     for replica in (*world.replicas, *world.draining):
         await replica.die()
     await world.quiet()
-    return world, {outcome: sum(call.outcome is outcome for call in world.calls.values()) for outcome in Outcome}
+    ends = {outcome.name: sum(call.outcome is outcome for call in world.calls.values()) for outcome in Outcome}
+    return world, ends | {"sent again": sum(call.again for call in world.calls.values())}
 
 
 def test_every_story_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MemoryTransport", Uneven)
-    ends = dict.fromkeys(Outcome, 0)
+    ends = dict.fromkeys((*(outcome.name for outcome in Outcome), "sent again"), 0)
     parked = recalled = 0
 
     async def all_of_them() -> None:

@@ -140,6 +140,12 @@ def play(scene: Callable[[Router], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def marked(id: str, retries: int, key: str = "app/D") -> Noted:
+    call = Noted(id, key=key)
+    call.retries = retries
+    return call
+
+
 def submit(router: Router, *ids: str) -> list[Noted]:
     calls = [Noted(id) for id in ids]
     for call in calls:

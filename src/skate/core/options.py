@@ -22,6 +22,7 @@ from skate.core.checks import (
     Check,
     Option,
     Refused,
+    either,
     listing,
     mapping,
     number,
@@ -53,6 +54,9 @@ __all__ = [
     "options_of",
     "restart_options",
 ]
+
+
+RETRIES_MAX = 10  # times that one call may be executed again
 
 
 class NotYetWarning(UserWarning):
@@ -258,6 +262,14 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     backpressure_config: A[
         BackpressureConfig, Option(struct(BackpressureConfig), "What a client is told when the queue is full.")
     ] = BackpressureConfig()
+    retry: A[
+        int | dict[str, int],
+        Option(
+            either(whole(0, RETRIES_MAX), mapping(whole(0, RETRIES_MAX))),
+            "How often a call whose replica died under it may be executed again; for all methods, or by method.",
+            "times",
+        ),
+    ] = 0
     user_config: A[
         Any, Option(PLAIN, "Passed to the class's reconfigure() at start and on change.", change="reconfigure")
     ] = None

@@ -192,6 +192,7 @@ class DeploymentTarget(msgspec.Struct, frozen=True):
     backpressure_status: int = 503
     retry_after_s: float | None = None
     ingress: bool = False  # the one that serve.get_app_handle leads to
+    retry: int | dict[str, int] = 0  # times that a started call may be sent again, for all methods or by method
 
     @property
     def key(self) -> str:

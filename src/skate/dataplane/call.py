@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("skate.router")
 
-LOSSES_MAX = 16  # replicas that may die under one call before it began, until it fails: bounds what flapping costs
+LOSSES_MAX = 16  # replicas that may die under one call until it fails: bounds what flapping costs
+KEPT_MAX = 4 << 20  # bytes of input kept of a started call, to send it again; one with more is not sent again
+KEPT_PIECE = 64  # bytes that a piece of it costs beside its own
 
 
 class Call:
@@ -38,13 +40,16 @@ class Call:
         "deployment_key",
         "ended_at",
         "head",
+        "kept",
         "lane",
         "link",
         "losses",
         "more",
         "outcome",
         "queued",
+        "retries",
         "router",
+        "routing_key",
         "sent_at",
         "sequence",
         "started",
@@ -64,7 +69,9 @@ class Call:
         self.accepted_at = 0.0
         self.sent_at = 0.0
         self.ended_at = 0.0
-        self.losses = 0  # times its replica died before it had started
+        self.losses = 0  # times its replica died
+        self.retries: int | None = None  # how often it may still be sent again after it had started; None: not settled
+        self.routing_key: str | None = None
         self.started = False  # the replica said so, in words; ``running`` looks at its mark, too
         self.outcome: Outcome | None = None
         self.router: Router | None = None
@@ -124,11 +131,32 @@ class Call:
         link = self.link
         if link is None or link.peer is None or not link.peer.may_send(self.wire_id):
             return False
-        if not self.started:
-            self.more = [] if self.more is None else self.more
-            self.more.append((data, last))
+        if not self.started or self.retries:
+            self._keep(data, last)
         link.peer.send(self.wire_id, data, last)
         return True
+
+    def _keep(self, data: bytes, last: bool) -> None:
+        """Keeps input that was sent: it must be sent again when the replica dies."""
+        if self.more is None:
+            self.more = []
+            self.kept = len(self.body)
+        self.more.append((data, last))
+        self.kept += len(data) + KEPT_PIECE
+        if self.started and self.kept > KEPT_MAX:
+            self._commit()
+
+    def _commit(self) -> None:
+        """From here on it cannot be sent again."""
+        self.retries = 0
+        self.body = b""
+        self.more = None
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether a call that was started may be sent again: it is marked so, and all of its input is here."""
+        complete = self.complete or (bool(self.more) and self.more[-1][1])  # type: ignore[index]
+        return bool(self.retries) and complete
 
     async def send(self, data: bytes, last: bool = False) -> None:
         """A further chunk of input; waits while the call waits for a replica or the replica gives no credit."""
@@ -191,8 +219,9 @@ class Call:
     def wire_started(self) -> None:
         if not self.started:
             self._note_start()
-        self.body = b""
-        self.more = None
+        if not self.retries:
+            self.body = b""
+            self.more = None
         link = self.link
         if link is not None and link.probe is self:
             link.lane.call_started(self)
@@ -205,6 +234,8 @@ class Call:
     def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
         if not self.started:
             self._note_start()
+        if self.retries:
+            self._commit()  # the owner has seen a part of the answer
         try:
             if headed:
                 raw, body = split_head(body)

@@ -26,9 +26,9 @@ from skate.core.errors import (
     SkateError,
 )
 from skate.core.specs import UNKNOWN_DEPLOYMENT, DeploymentTarget, ReplicaTarget, Route, Snapshot
-from skate.dataplane.call import LOSSES_MAX, Call
+from skate.dataplane.call import KEPT_MAX, LOSSES_MAX, Call
 from skate.dataplane.ledger import Account, Ledger, Outcome
-from skate.dataplane.routing.admission import may_queue, refusal
+from skate.dataplane.routing.admission import may_queue, refusal, retries_of
 from skate.dataplane.routing.choice import two_choices
 from skate.dataplane.transport.peers import Peer, connect
 from skate.dataplane.wire.connection import CALLS_MAX
@@ -181,6 +181,8 @@ class Lane:
             for known in self.links.values():
                 self.router.connect(known)
         target = self.target
+        if target.retry or call.retries:
+            self._settle_retries(call)
         if self.queued == 0:
             link = self._choose()
             if link is not None and link.takes(call):
@@ -196,6 +198,12 @@ class Lane:
             self.queued += 1
             call.queued = True
             self.waiting.append(call)
+
+    def _settle_retries(self, call: Call) -> None:
+        if len(call.body) > KEPT_MAX:
+            call.retries = 0
+        elif call.retries is None:
+            call.retries = retries_of(self.target.retry, call.head.method)
 
     def dispatch(self) -> None:
         """Sends waiting calls, oldest first, while a replica has room."""
@@ -303,15 +311,17 @@ class Lane:
         link = call.link
         assert link is not None
         self._release(call, link)
-        if call.started:
-            text = f"replica {link.target.id} died while it had request {call.request_id} in hand"
-            call.end(Outcome.LOST, ReplicaDiedError(text + "; it may or may not have been executed"))
+        if call.started and not call.may_be_repeated:
+            call.end(Outcome.LOST, died(call, link.target.id))
             return
         call.losses += 1
         if call.losses >= LOSSES_MAX:
             text = f"request {call.request_id} to {self.target.key!r} lost {call.losses} replicas before it started"
             call.end(Outcome.LOST, ReplicaDiedError(text + "; its replicas keep dying"))
             return
+        if call.started:
+            call.started = False
+            call.retries = (call.retries or 0) - 1
         self.account.retried += 1
         self._take_back(call)
         self.dispatch()
@@ -552,6 +562,15 @@ class Router:
             link.close()
         self._early.clear()
         self.lanes.clear()
+
+
+def died(call: Call, replica: str) -> ReplicaDiedError:
+    """The error of a call that its replica had started; says how to have such calls sent again."""
+    again = f", the last of {call.losses + 1} that died so" if call.losses else ""
+    return ReplicaDiedError(
+        f"replica {replica} died while it had request {call.request_id} in hand{again}; it may or may not have been "
+        "executed. Calls that may be executed twice are sent again where the deployment or the handle says retry="
+    )
 
 
 def instance_gone() -> NotRunningError:

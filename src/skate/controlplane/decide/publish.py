@@ -61,6 +61,7 @@ def target_of(
         backpressure_status=pressure.status_code,
         retry_after_s=pressure.retry_after_s,
         ingress=spec.ingress,
+        retry=spec.options.retry,
     )
 
 

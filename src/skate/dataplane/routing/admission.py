@@ -6,6 +6,8 @@ A call that finds no free slot waits; ``max_queued_requests`` bounds how many of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 QUEUE_MAX = 100_000  # calls one router keeps for one deployment when the user set no limit
 
 
@@ -13,6 +15,11 @@ def may_queue(queued: int, max_queued_requests: int) -> bool:
     """Whether one more call may wait behind ``queued`` others."""
     limit = QUEUE_MAX if max_queued_requests < 0 else min(max_queued_requests, QUEUE_MAX)
     return queued < limit
+
+
+def retries_of(retry: int | Mapping[str, int], method: str) -> int:
+    """How often a started call of this method may be sent again, by what its deployment says."""
+    return retry if isinstance(retry, int) else retry.get(method, 0)
 
 
 def refusal(deployment: str, queued: int, max_queued_requests: int) -> str:
