@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,11 +19,12 @@ import pytest
 
 from skate.controlplane.decide.ledger import balances, total
 from skate.core.clock import ManualClock
-from skate.core.specs import DeploymentTarget, LedgerReport, ReplicaTarget, Snapshot
+from skate.core.specs import DeploymentTarget, LedgerReport, ReplicaTarget, RequestRouterTarget, Snapshot
 from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
 from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
 from skate.dataplane.router import Router
+from skate.dataplane.routing.policies import BUILT_IN, CallView, Candidate, RequestRouter
 from skate.dataplane.transport import memory
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.peers import Listener, listen
@@ -74,6 +76,19 @@ class Uneven(memory.MemoryTransport):
         self._pipe.popleft()
         if self._pipe:
             self._later(self.chance.choice((0, 0, 1, 3, 8)))
+
+
+class Wild(RequestRouter):
+    """Does everything that a chooser must not do, now and then; what it says must be so does not wait."""
+
+    patience_s = 0.0
+    wild: ClassVar[random.Random] = random.Random()
+
+    def choose(self, call: CallView, candidates: Sequence[Candidate]) -> Candidate | None:
+        what = self.wild.random()
+        if what < 0.1:
+            raise ValueError("wild")
+        return None if what < 0.2 else "nobody" if what < 0.3 else self.wild.choice(candidates)  # type: ignore[return-value]
 
 
 class Told(Call):
@@ -190,8 +205,13 @@ class World:
     calls: dict[str, Told] = field(default_factory=dict)
     parked: int = 0
     recalled: int = 0
+    choosers: dict[str, RequestRouterTarget | None] = field(default_factory=dict)
 
     async def begin(self) -> None:
+        for key in KEYS:
+            names = (None, None, "SameNode", "RoundRobin", "ConsistentHash", "Wild")
+            name = self.chance.choice(names)
+            self.choosers[key] = RequestRouterTarget(f"skate.routers:{name}") if name is not None else None
         self.routers = [Router(f"router {i}", self.clock, self.chance.random) for i in range(self.chance.randint(1, 3))]
         for key in KEYS:
             for _ in range(self.chance.randint(1, 3)):
@@ -218,7 +238,10 @@ class World:
             queue = self.chance.choice((-1, -1, -1, 3))
             seen = tuple(ReplicaTarget(replica.id, replica.address) for replica in mine)
             retry = self.chance.choice((0, 0, 1, {"m": 1}))
-            deployments[key] = DeploymentTarget(app, name, limit, queue, seen, None, retry=retry)
+            chooser = self.choosers[key] if self.chance.random() < 0.9 else None
+            deployments[key] = DeploymentTarget(
+                app, name, limit, queue, seen, None, retry=retry, request_router=chooser
+            )
         router.apply(Snapshot(router.generation + 1, self.chance.random() < 0.3, deployments, ()))
 
     def submit(self) -> None:
@@ -227,6 +250,7 @@ class World:
             id = f"c{len(self.calls)}"
             deadline = self.clock.now() + 1000 if self.chance.random() < 0.2 else None
             call = self.calls[id] = Told(self, key, id, deadline)
+            call.routing_key = self.chance.choice((None, "hot", "hot", id))
             call.retries = self.chance.choice((None, None, 0, 1, 2))
             router.submit(call, b"body")
 
@@ -395,7 +419,7 @@ class World:
 
 async def play(seed: int) -> tuple[World, dict[str, int]]:
     """One story; how its calls ended."""
-    Uneven.chance = random.Random(-seed)
+    Uneven.chance, Wild.wild = random.Random(-seed), random.Random(-seed)
     world = World(random.Random(seed))
     await world.begin()
     for _ in range(EVENTS):
@@ -416,6 +440,7 @@ async def play(seed: int) -> tuple[World, dict[str, int]]:
 
 def test_every_story_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MemoryTransport", Uneven)
+    monkeypatch.setitem(BUILT_IN, "Wild", Wild)
     ends = dict.fromkeys((*(outcome.name for outcome in Outcome), "sent again"), 0)
     parked = recalled = 0
 

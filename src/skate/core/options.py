@@ -47,6 +47,7 @@ __all__ = [
     "DeploymentOptions",
     "NotYetWarning",
     "RayActorOptions",
+    "RequestRouterConfig",
     "check_http_options",
     "check_name",
     "check_route_prefix",
@@ -181,8 +182,10 @@ class RayActorOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 class RequestRouterConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who chooses the replica of a request."""
 
-    request_router_class: A[str | None, Option(target(none=True), "The router's class.", since="later")] = None
-    request_router_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Its arguments.", since="later")] = {}
+    request_router_class: A[
+        str | None, Option(target(none=True), "Class with a method choose(); None: two random choices, by load.")
+    ] = None
+    request_router_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Its keyword arguments.")] = {}
     request_routing_stats_period_s: A[
         float, Option(number(0, above=True), "How often replicas are asked for statistics.", "s", since="later")
     ] = 10.0
@@ -327,7 +330,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     ] = None
     request_router_config: A[
         RequestRouterConfig | None,
-        Option(struct(RequestRouterConfig, none=True), "Who chooses the replica.", change="reconfigure", since="later"),
+        Option(struct(RequestRouterConfig, none=True), "Who chooses the replica of a request."),
     ] = None
     logging_config: A[
         LoggingConfig | None, Option(struct(LoggingConfig, none=True), "Logs.", change="reconfigure", since="later")
@@ -445,7 +448,7 @@ def _without_effect(read: Mapping[str, Any], made: DeploymentOptions) -> Iterato
             yield f"{key} ({made.replicas} replica runs)"
         elif declared[key].since == "later":
             yield key
-        elif isinstance(value, RayActorOptions):
+        elif isinstance(value, RayActorOptions | RequestRouterConfig):
             yield from _groups_without_effect(key, value)
 
 

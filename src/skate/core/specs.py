@@ -6,7 +6,7 @@ Code and constructor arguments travel inside as opaque bytes that only a replica
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -177,6 +177,16 @@ class ReplicaTarget(msgspec.Struct, frozen=True):
 
     id: str
     address: str
+    node: str = ""  # the machine it runs on
+
+
+class RequestRouterTarget(msgspec.Struct, frozen=True):
+    """The class that chooses replicas, and where routers find its module."""
+
+    path: str
+    kwargs: dict[str, Any] = {}
+    sys_path: tuple[str, ...] = ()
+    cwd: str | None = None
 
 
 class DeploymentTarget(msgspec.Struct, frozen=True):
@@ -192,6 +202,7 @@ class DeploymentTarget(msgspec.Struct, frozen=True):
     backpressure_status: int = 503
     retry_after_s: float | None = None
     ingress: bool = False  # the one that serve.get_app_handle leads to
+    request_router: RequestRouterTarget | None = None  # None: two random choices
     retry: int | dict[str, int] = 0  # times that a started call may be sent again, for all methods or by method
 
     @property

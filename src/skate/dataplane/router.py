@@ -18,18 +18,27 @@ from collections.abc import Callable
 from skate.core.clock import Clock
 from skate.core.errors import (
     BackPressureError,
-    CallTimeoutError,
     DeploymentUnavailableError,
     NotFoundError,
     NotRunningError,
     ReplicaDiedError,
     SkateError,
 )
-from skate.core.specs import UNKNOWN_DEPLOYMENT, DeploymentTarget, ReplicaTarget, Route, Snapshot
+from skate.core.specs import (
+    UNKNOWN_DEPLOYMENT,
+    DeploymentTarget,
+    ReplicaTarget,
+    RequestRouterTarget,
+    Route,
+    Snapshot,
+)
 from skate.dataplane.call import KEPT_MAX, LOSSES_MAX, Call
+from skate.dataplane.endings import died, instance_gone, timed_out
 from skate.dataplane.ledger import Account, Ledger, Outcome
+from skate.dataplane.policy import Policy, load_policy, make_policy
 from skate.dataplane.routing.admission import may_queue, refusal, retries_of
 from skate.dataplane.routing.choice import two_choices
+from skate.dataplane.routing.policies import built_in
 from skate.dataplane.transport.peers import Peer, connect
 from skate.dataplane.wire.connection import CALLS_MAX
 from skate.dataplane.wire.frames import AHEAD, ASKS, GRANTED
@@ -113,6 +122,9 @@ class Lane:
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
         self.queued = 0  # waiting ones that have not ended
+        self.asked: RequestRouterTarget | None = None  # what ``policy`` is made from
+        self.policy: Policy | None = None  # who chooses among several replicas; None: two random choices
+        self.loading: asyncio.Task[None] | None = None  # of the policy
         self.used = False  # connections are opened from the first call on
         self.gone: SkateError | None = None  # the deployment is no longer in the snapshot: why calls cannot wait here
 
@@ -120,6 +132,8 @@ class Lane:
 
     def update(self, target: DeploymentTarget) -> None:
         self.target = target
+        if target.request_router != self.asked:
+            self._ask_for_policy(target.request_router)
         self.limit = min(target.max_ongoing_requests, CALLS_MAX)
         wanted = {replica.id: replica for replica in target.replicas}
         for id in [id for id in self.links if id not in wanted]:
@@ -149,6 +163,28 @@ class Lane:
             if link.in_flight > self.limit and link.peer is not None:
                 link.peer.recall()
 
+    def _ask_for_policy(self, wanted: RequestRouterTarget | None) -> None:
+        self.stop()
+        self.asked = wanted
+        kind = built_in(wanted.path) if wanted is not None else None
+        if wanted is not None and kind is not None:
+            self.policy = make_policy(self, wanted, kind)
+        elif wanted is not None:
+            self.loading = self.router.loop.create_task(self._load_policy(wanted))
+
+    async def _load_policy(self, wanted: RequestRouterTarget) -> None:
+        self.policy = await load_policy(self, wanted)
+        self.loading = None
+        self.dispatch()
+
+    def stop(self) -> None:
+        """Chooses by two random choices from now on."""
+        if self.loading is not None:
+            self.loading.cancel()
+        if self.policy is not None:
+            self.policy.close()
+        self.policy = self.loading = None
+
     def _let_go(self, link: Link) -> None:
         link.leaving = True
         if link.in_flight == 0:
@@ -160,6 +196,7 @@ class Lane:
 
     def remove(self, error: SkateError | None = None) -> None:
         """The deployment is gone; ``error``: what those who wait are told."""
+        self.stop()
         for link in self.links.values():
             self._let_go(link)
         self.links.clear()
@@ -183,8 +220,8 @@ class Lane:
         target = self.target
         if target.retry or call.retries:
             self._settle_retries(call)
-        if self.queued == 0:
-            link = self._choose()
+        if self.queued == 0 or self.policy is not None:
+            link = self._choose() if self.policy is None else self.policy.choose_first(call)
             if link is not None and link.takes(call):
                 self._send(call, link)
                 return
@@ -198,6 +235,8 @@ class Lane:
             self.queued += 1
             call.queued = True
             self.waiting.append(call)
+            if self.policy is not None:
+                self.policy.plan()
 
     def _settle_retries(self, call: Call) -> None:
         if len(call.body) > KEPT_MAX:
@@ -207,6 +246,9 @@ class Lane:
 
     def dispatch(self) -> None:
         """Sends waiting calls, oldest first, while a replica has room."""
+        if self.policy is not None:
+            self.policy.dispatch()
+            return
         while self.queued:
             link = self._choose()
             if link is None or not link.takes(self._first()):
@@ -341,9 +383,10 @@ class Lane:
             return
         link.blocked = False
         if self.queued and link.has_room():
-            link.probe = self._next()
-            self._send(link.probe, link)
-            link.blocked = link.probe is not None
+            link.probe = self._next() if self.policy is None else self.policy.next_for(link)
+            if link.probe is not None:
+                self._send(link.probe, link)
+                link.blocked = link.probe is not None
 
     def call_started(self, call: Call) -> None:
         """The replica has accepted a call that asked for more than was promised."""
@@ -370,8 +413,9 @@ class Lane:
 class Router:
     """The calls of one process, on one loop."""
 
-    def __init__(self, name: str, clock: Clock, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, name: str, clock: Clock, chance: Callable[[], float] = random.random, node: str = "") -> None:
         self.name = name
+        self.node = node  # the machine it runs on
         self.clock = clock
         self.chance = chance
         self.loop = asyncio.get_running_loop()
@@ -560,29 +604,7 @@ class Router:
             call.cancel("the router closes")
         for link in list(self._links):
             link.close()
+        for lane in self.lanes.values():
+            lane.stop()
         self._early.clear()
         self.lanes.clear()
-
-
-def died(call: Call, replica: str) -> ReplicaDiedError:
-    """The error of a call that its replica had started; says how to have such calls sent again."""
-    again = f", the last of {call.losses + 1} that died so" if call.losses else ""
-    return ReplicaDiedError(
-        f"replica {replica} died while it had request {call.request_id} in hand{again}; it may or may not have been "
-        "executed. Calls that may be executed twice are sent again where the deployment or the handle says retry="
-    )
-
-
-def instance_gone() -> NotRunningError:
-    """The error of calls to an instance that has ended."""
-    return NotRunningError("the Skate instance that this process was connected to has ended: start it again")
-
-
-def timed_out(call: Call, now: float) -> CallTimeoutError:
-    """The error of a call whose deadline has passed; says where it was by then."""
-    where = "running" if call.running else "waiting for a slot of a replica"
-    # uvloop's timers count in milliseconds and may be early by a part of one: what is over is the limit, at least
-    seconds = max(0.0, now - call.accepted_at, (call.deadline or now) - call.accepted_at)
-    return CallTimeoutError(
-        f"request {call.request_id} to {call.deployment_key!r} timed out after {seconds:.3g} s while {where}"
-    )
