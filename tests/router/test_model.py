@@ -273,7 +273,7 @@ class World:
         if calls:
             call = self.chance.choice(calls)
             if call.deadline is not None and call.router is not None:
-                call.router._expire(call)
+                call.router.expire(call)
             else:
                 call.cancel("the story says so")
 

@@ -12,10 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from skate.core.specs import RequestRouterTarget
-from skate.dataplane.router import Lane, Router
+from skate.dataplane.router import Router
 from skate.dataplane.routing.policies import CallView, Candidate
 from skate.routers import RequestRouter
-from tests.router.test_router import Noted, Replica, play, snapshot, submit, target, until
+from tests.router.test_router import Noted, Replica, lane_of, play, snapshot, submit, target, until
 
 HERE = __name__
 
@@ -60,10 +60,6 @@ class Full:
 def chosen_by(kind: str, *replicas: Replica, limit: int = 1, **kwargs: Any) -> Any:
     path = kind if ":" in kind else f"{HERE}:{kind}"
     return snapshot(replace(target(*replicas, limit=limit), request_router=RequestRouterTarget(path, kwargs)))
-
-
-def lane_of(router: Router) -> Lane:
-    return router.lanes["app/D"]
 
 
 async def two(limit: int = 1) -> tuple[Replica, Replica]:

@@ -72,7 +72,8 @@ class BackpressureConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 
     status_code: A[int, Option(one_of(503, 429), "HTTP status of the refusal.")] = 503
     retry_after_s: A[
-        float | None, Option(number(0, none=True), "Value of Retry-After, rounded up; None leaves it out.", "s")
+        float | None,
+        Option(number(0, none=True), "Retry-After, rounded up; None: estimated from the queue and its pace.", "s"),
     ] = None
 
 

@@ -36,7 +36,7 @@ from skate.dataplane.call import KEPT_MAX, LOSSES_MAX, Call
 from skate.dataplane.endings import died, instance_gone, timed_out
 from skate.dataplane.ledger import Account, Ledger, Outcome
 from skate.dataplane.policy import Policy, load_policy, make_policy
-from skate.dataplane.routing.admission import may_queue, refusal, retries_of
+from skate.dataplane.routing.admission import Pace, may_queue, refusal, retries_of, retry_after_s
 from skate.dataplane.routing.choice import two_choices
 from skate.dataplane.routing.policies import built_in
 from skate.dataplane.transport.peers import Peer, connect
@@ -122,6 +122,7 @@ class Lane:
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
         self.queued = 0  # waiting ones that have not ended
+        self.pace = Pace()  # looked at when calls are refused
         self.asked: RequestRouterTarget | None = None  # what ``policy`` is made from
         self.policy: Policy | None = None  # who chooses among several replicas; None: two random choices
         self.loading: asyncio.Task[None] | None = None  # of the policy
@@ -228,15 +229,22 @@ class Lane:
         if target.unavailable is not None and not self.links:
             call.end(Outcome.REFUSED, DeploymentUnavailableError(target.unavailable))
         elif not may_queue(self.queued, target.max_queued_requests):
-            text = refusal(target.key, self.queued, target.max_queued_requests)
-            error = BackPressureError(text, target.backpressure_status, target.retry_after_s)
-            call.end(Outcome.REFUSED, error)
+            call.end(Outcome.REFUSED, self._full())
         else:
             self.queued += 1
             call.queued = True
             self.waiting.append(call)
             if self.policy is not None:
                 self.policy.plan()
+
+    def _full(self) -> BackPressureError:
+        target, outcomes = self.target, self.account.outcomes
+        self.pace = self.pace.seen(self.router.clock.now(), outcomes[Outcome.OK] + outcomes[Outcome.USER_ERROR])
+        after_s = target.retry_after_s
+        if after_s is None:
+            after_s = retry_after_s(self.queued, self.pace.per_s)
+        text = refusal(target.key, self.queued, target.max_queued_requests)
+        return BackPressureError(text, target.backpressure_status, after_s)
 
     def _settle_retries(self, call: Call) -> None:
         if len(call.body) > KEPT_MAX:
@@ -278,6 +286,9 @@ class Lane:
         if link.probe is call or not call.complete:
             how |= ASKS
         now = self.router.clock.now()
+        if call.deadline is not None and call.deadline <= now:  # its timer is late: the loop had other things to do
+            self.router.expire(call)
+            return
         call.link = link
         call.sent_at = now
         link.in_flight += 1
@@ -501,7 +512,7 @@ class Router:
             if call.deadline <= now:
                 call.end(Outcome.TIMED_OUT, timed_out(call, now))
                 return
-            call.timer = self.loop.call_later(call.deadline - now, self._expire, call)
+            call.timer = self.loop.call_later(call.deadline - now, self.expire, call)
         if lane is not None:
             lane.submit(call)
         else:
@@ -529,8 +540,8 @@ class Router:
             error = NotFoundError(f"there is no deployment {call.deployment_key!r}; running are: {known}")
             call.end(Outcome.REFUSED, error)
 
-    def _expire(self, call: Call) -> None:
-        call.timer = None
+    def expire(self, call: Call) -> None:
+        """The deadline of a call has passed."""
         if call.outcome is None:
             error = timed_out(call, self.clock.now())
             call.drop(Outcome.TIMED_OUT, error, "the deadline of the call has passed")
