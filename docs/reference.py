@@ -11,7 +11,14 @@ from typing import Any
 import msgspec
 
 from skate.core.checks import Option, options_of
-from skate.core.options import HTTP_OPTIONS, AutoscalingConfig, BackpressureConfig, DeploymentOptions, RayActorOptions
+from skate.core.options import (
+    HTTP_OPTIONS,
+    AutoscalingConfig,
+    BackpressureConfig,
+    DeploymentOptions,
+    RayActorOptions,
+    RequestRouterConfig,
+)
 from skate.core.specs import HttpOptions
 
 PAGE = Path(__file__).with_name("options.md")
@@ -57,6 +64,9 @@ def page() -> str:
         table(DeploymentOptions),
         "\n## `backpressure_config`\n",
         table(BackpressureConfig),
+        "\n## `request_router_config`\n",
+        "See [request routers](routers.md).\n",
+        table(RequestRouterConfig),
         "\n## `ray_actor_options`\n",
         "On one machine these are recorded and never make an application wait.\n",
         table(RayActorOptions),

@@ -31,7 +31,7 @@ FLOORS: Floors = (
     ("authoring", "engine", "features", "observe"),  # 2 what users declare; mechanisms
     ("dataplane",),  # 3 the way of a request
     ("controlplane",),  # 4 the way of a decision
-    ("serve", "dashboard"),  # 5 what users call
+    ("serve", "dashboard", "routers"),  # 5 what users call
     ("cli __main__", "compat", "testing", "__init__"),  # 6 doors
 )
 INNER_FLOORS: dict[str, Floors] = {
@@ -39,9 +39,9 @@ INNER_FLOORS: dict[str, Floors] = {
         ("wire",),
         ("routing",),
         ("transport",),
-        ("router call uplink ledger",),
+        ("router link call uplink ledger policy endings",),
         ("caller",),
-        ("pending",),
+        ("pending", "call_options"),
         ("handle",),
         ("proxy", "replica"),
     ),

@@ -158,6 +158,22 @@ def test_the_table_shows_everything() -> None:
     assert len(lines[-2]) == len(lines[-1])
 
 
+COUNTS = {
+    "default/Good": LedgerReport(accepted=1003, open=3, ok=998, lost=2, queued=1, started=2, retried=4),
+    "(unknown)": LedgerReport(accepted=1, refused=1),
+}
+
+
+def test_calls_by_deployment_line_by_line() -> None:
+    lines = table.calls_lines(COUNTS)
+    assert [line.split()[0] for line in lines] == ["deployment", "default/Good", "(unknown)", "total"]
+    assert lines[1].split()[1:] == ["1003", "1", "0", "2", "998", "0", "0", "0", "0", "2", "4"]
+    assert lines[3].split()[1:] == ["1004", "1", "0", "2", "998", "0", "1", "0", "0", "2", "4"]
+    assert len({len(line) for line in lines}) == 1
+    assert table.calls_lines({})[1].split() == ["total", *("0" * 11)]
+    assert len(table.calls_lines(table.counts_of(ServeStatus(calls_by_deployment=COUNTS), "default"))) == 2
+
+
 def test_an_empty_instance_without_http() -> None:
     text = "\n".join(table.lines(ServeStatus(), None, 0.0))
     assert "runs without HTTP" in text

@@ -17,9 +17,9 @@ from skate.core.clock import ManualClock
 from skate.core.specs import (
     ApplicationStatus,
     ControllerConfig,
+    Counts,
     DeploymentTarget,
     HttpOptions,
-    LedgerReport,
     ProcessSpec,
     ProxyConfig,
     ProxyReport,
@@ -264,6 +264,6 @@ class Router:
         return [one.id for one in found.replicas] if found is not None else []
 
 
-async def report_calls(peer: Peer, report: LedgerReport) -> None:
+async def report_calls(peer: Peer, news: Counts) -> None:
     """Says the counts of this process."""
-    await peer.ask("report_ledger", _encode(report))
+    await peer.ask("report_ledger", _encode(news))

@@ -6,6 +6,7 @@ import asyncio
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from skate.controlplane.controller import CLOSING_S
 from skate.controlplane.store import MemoryStore
@@ -313,11 +314,15 @@ def test_the_counts_of_calls_balance_when_a_process_goes_away() -> None:
         async with desk() as here:
             client = await here.client()
             driver = await here.connect("driver 7")
-            await report_calls(driver, LedgerReport(accepted=10, open=3, ok=7))
-            assert (await client.status()).calls == LedgerReport(accepted=10, open=3, ok=7)
+            open = LedgerReport(accepted=10, open=3, ok=7, queued=1, sent=1, started=1)
+            await report_calls(driver, {"a/A": open})
+            await report_calls(driver, {"a/B": LedgerReport(accepted=1, ok=1)})
+            status = await client.status()
+            assert status.calls == replace(open, accepted=11, ok=8)
+            assert status.calls_by_deployment == {"a/A": open, "a/B": LedgerReport(accepted=1, ok=1)}
             driver.close()
             await until(lambda: here.controller.status().calls.open == 0, "the loss")
-            assert (await client.status()).calls == LedgerReport(accepted=10, ok=7, lost=3)
+            assert (await client.status()).calls == LedgerReport(accepted=11, ok=8, lost=3)
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ MEMORY = Memory(
     next_ordinal=9,
     replicas={"a/A#8": ReplicaMemory("a", "A", "v1", 8, 20.0, ran=True, stop_by=3.5)},
     proxies={"0": ProxyMemory(failures=Failures(1, 2, 3.0, "port in use"))},
-    ended_calls=LedgerReport(accepted=3, ok=3),
+    ended_calls={"a/A": LedgerReport(accepted=3, ok=3)},
 )
 
 

@@ -27,7 +27,7 @@ from skate.controlplane.decide.values import (
     StopReplica,
 )
 from skate.controlplane.decide.whole import decide
-from skate.core.specs import ApplicationStatus, LedgerReport
+from skate.core.specs import ApplicationStatus
 from tests.decide.world import deployment, goal
 
 FAILED_PROXY = ProxySeen("0", False, "failed", message="port 8000 is in use", exit_code=1)
@@ -74,7 +74,7 @@ class Desk:
         return [one.id for one in self.plan.actions if isinstance(one, StopReplica)]
 
     def status(self) -> ApplicationStatus:
-        shown = serve_status(self.desired, Observed(self.seen), self.memory, self.now, LedgerReport(), 1)
+        shown = serve_status(self.desired, Observed(self.seen), self.memory, self.now, {}, 1)
         return shown.applications["a"]
 
 
@@ -303,5 +303,5 @@ def test_a_proxy_that_cannot_listen_is_tried_again_and_says_why() -> None:
         if StartProxy("0") not in plan.actions:
             plan = decide(desired, Observed(), plan.memory, now)
         assert StartProxy("0") in plan.actions
-    shown = serve_status(desired, Observed(), plan.memory, now, LedgerReport(), 1).proxies["0"]
+    shown = serve_status(desired, Observed(), plan.memory, now, {}, 1).proxies["0"]
     assert shown.status == "UNHEALTHY" and "in use" in shown.message

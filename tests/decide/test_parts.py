@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +10,7 @@ from skate.controlplane.decide import ledger, restart
 from skate.controlplane.decide.publish import Published, cause_of, delta, published, whole
 from skate.controlplane.decide.rollout import Pace, Stage, Standing, to_start, to_stop
 from skate.controlplane.decide.values import Desired, Failures, Memory, Observed
-from skate.core.specs import DeploymentTarget, LedgerReport, ReplicaTarget, Route
+from skate.core.specs import Counts, DeploymentTarget, LedgerReport, ReplicaTarget, Route
 from tests.decide.world import deployment, goal
 
 targets = st.builds(
@@ -87,38 +88,67 @@ def test_stops_leave_enough_ready_and_starts_keep_within_the_surge(
 
 
 counts = st.integers(0, 50)
-reports = st.builds(
-    lambda open, ok, error, lost: LedgerReport(open + ok + error + lost, open, ok, error, lost=lost),
-    counts,
-    counts,
-    counts,
-    counts,
-)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("xyz"), reports, st.booleans())))
-def test_the_ledger_always_balances(events: list[tuple[int, str, LedgerReport, bool]]) -> None:
-    accounts = ledger.Accounts(LedgerReport())
-    for connection, name, report, leaves in events:
-        accounts.report(connection, name, report)
+def report_of(queued: int, sent: int, started: int, ok: int, lost: int) -> LedgerReport:
+    open = queued + sent + started
+    return LedgerReport(open + ok + lost, open, ok, lost=lost, queued=queued, sent=sent, started=started)
+
+
+reports = st.builds(report_of, counts, counts, counts, counts, counts)
+news = st.dictionaries(st.sampled_from(("a/A", "a/B", "(unknown)")), reports, max_size=3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("xyz"), news, st.booleans(), st.booleans())))
+def test_the_ledger_always_balances(events: list[tuple[int, str, Counts, bool, bool]]) -> None:
+    accounts = ledger.Accounts({})
+    for connection, name, told, leaves, gone in events:
+        accounts.report(connection, name, told)
         if leaves:
             accounts.left(connection)
-        assert ledger.balances(accounts.total())
+        if gone:
+            accounts.fold(name)
+        now = accounts.counts()
+        assert all(ledger.balances(report) for report in (*now.values(), ledger.total(now.values())))
     for connection in range(6):
         accounts.left(connection)
-    assert accounts.total().open == 0 and ledger.balances(accounts.total())
+    now = accounts.counts()
+    assert all(report.open == 0 and ledger.balances(report) for report in now.values())
+
+
+@given(st.lists(st.tuples(st.sampled_from("xyz"), news)))
+def test_nothing_that_was_counted_is_forgotten(events: list[tuple[str, Counts]]) -> None:
+    """Processes that come and go for good: the sum is that of all they ever said last."""
+    accounts = ledger.Accounts({})
+    for connection, (name, told) in enumerate(events):
+        accounts.report(connection, f"{name} {connection}", told)
+        accounts.left(connection)
+        accounts.fold(f"{name} {connection}")
+    for key in ("a/A", "a/B", "(unknown)"):
+        said = [told[key] for _, told in events if key in told]
+        assert accounts.counts().get(key, LedgerReport()) == ledger.total(map(ledger.ended, said))
 
 
 def test_what_is_open_when_a_process_goes_counts_as_lost_until_it_comes_back() -> None:
-    accounts = ledger.Accounts(LedgerReport(accepted=1, ok=1))
-    accounts.report(1, "driver 1", LedgerReport(accepted=5, open=2, ok=3))
+    accounts = ledger.Accounts({"a/A": LedgerReport(accepted=1, ok=1)})
+    accounts.report(1, "driver 1", {"a/A": LedgerReport(accepted=3, ok=3)})
+    accounts.report(1, "driver 1", {"a/B": LedgerReport(accepted=2, open=2, queued=2)})  # only what is new
+    assert accounts.counts()["a/A"] == LedgerReport(accepted=4, ok=4)
     accounts.left(1)
-    assert accounts.total() == LedgerReport(accepted=6, ok=4, lost=2)
-    accounts.report(2, "driver 1", LedgerReport(accepted=7, open=0, ok=7))
-    assert accounts.total() == LedgerReport(accepted=8, ok=8)
+    assert accounts.counts() == {"a/A": LedgerReport(accepted=4, ok=4), "a/B": LedgerReport(accepted=2, lost=2)}
+    accounts.report(2, "driver 1", {"a/A": LedgerReport(accepted=5, ok=5), "a/B": LedgerReport(accepted=2, ok=2)})
+    assert accounts.counts() == {"a/A": LedgerReport(accepted=6, ok=6), "a/B": LedgerReport(accepted=2, ok=2)}
     accounts.left(2)
-    accounts.report(3, "driver 1", LedgerReport(accepted=1, ok=1))  # another process of that name
-    assert accounts.total() == LedgerReport(accepted=9, ok=9)
+    accounts.report(3, "driver 1", {"a/A": LedgerReport(accepted=1, ok=1)})  # another process of that name
+    assert accounts.counts() == {"a/A": LedgerReport(accepted=7, ok=7), "a/B": LedgerReport(accepted=2, ok=2)}
+
+
+def test_names_that_are_too_many_count_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "NAMES_MAX", 2)
+    accounts = ledger.Accounts({})
+    accounts.report(1, "driver 1", {f"a/{number}": LedgerReport(accepted=1, ok=1) for number in range(5)})
+    counts = accounts.counts()
+    assert counts["(unknown)"].ok == 3 and ledger.total(counts.values()).ok == 5
 
 
 def test_routes_are_there_from_the_deploy_on_and_gone_with_the_delete() -> None:

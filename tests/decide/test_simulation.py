@@ -13,7 +13,7 @@ from skate.controlplane.decide.rollout import pace_of
 from skate.controlplane.decide.status import serve_status
 from skate.controlplane.decide.values import Desired, Memory, Plan, StartProxy, StartReplica, StopReplica
 from skate.controlplane.decide.whole import decide, wanted_deployments
-from skate.core.specs import DeploymentSpec, DeploymentTarget, LedgerReport, Route, Snapshot
+from skate.core.specs import DeploymentSpec, DeploymentTarget, Route, Snapshot
 from tests.decide.world import BAD, SHAKY, World, forgotten, random_goal
 
 SEEDS = 200
@@ -157,7 +157,7 @@ class Simulation:
     def check_status(self) -> None:
         """RUNNING is said when it is so, and only then."""
         observed = self.world.observed()
-        status = serve_status(self.desired, observed, self.memory, self.world.now, LedgerReport(), 1)
+        status = serve_status(self.desired, observed, self.memory, self.world.now, {}, 1)
         assert status.applications.keys() == self.desired.apps.keys()
         for spec, _ in wanted_deployments(self.desired):
             shown = status.applications[spec.app].deployments[spec.name]
@@ -193,7 +193,7 @@ class Simulation:
         alive = [one for one in self.world.replicas.values() if one.alive]
         wanted = {spec.key: spec for spec, _ in wanted_deployments(self.desired)}
         assert all(one.key in wanted for one in alive), "replicas of nothing wanted live on"
-        status = serve_status(self.desired, self.world.observed(), self.memory, self.world.now, LedgerReport(), 1)
+        status = serve_status(self.desired, self.world.observed(), self.memory, self.world.now, {}, 1)
         for key, spec in wanted.items():
             shown = status.applications[spec.app].deployments[spec.name].status
             if spec.version == BAD:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import httpx
 import pytest
 from starlette.requests import Request
 
 from skate import serve
 from skate.core.errors import CallTimeoutError, RequestCancelledError
+from skate.core.specs import LedgerReport
+from skate.dataplane.handle import DeploymentHandle
 from tests.e2e.conftest import Deploy
 from tests.e2e.notes import Gate, Notes
 from tests.e2e.world import Instance, calls, client, descriptors_of, until
@@ -215,6 +219,73 @@ def test_timeout_s_of_a_handle_is_the_deadline_of_all_below(deploy: Deploy, note
     with pytest.raises(CallTimeoutError, match=r"timed out after 0\.[23]"):
         handle.options(timeout_s=0.2).remote(None).result()
     until(lambda: notes.has("child ends"))
+
+
+def three(notes: Notes, gate: Gate) -> Any:
+    """Three deployments in a row; each says how many seconds it has left."""
+
+    def left() -> float:
+        deadline = serve.get_request_context().deadline
+        return -1.0 if deadline is None else deadline - time.monotonic()
+
+    @serve.deployment(max_ongoing_requests=1)
+    class Last:
+        async def __call__(self, what: str) -> list[float]:
+            notes.add(what)
+            if what == "hold":
+                await gate.passed()
+            return [left()]
+
+    @serve.deployment
+    class Middle:
+        def __init__(self, last: DeploymentHandle) -> None:
+            self.last = last
+
+        async def __call__(self, what: str) -> list[float]:
+            return [left(), *await self.last.remote(what)]
+
+    @serve.deployment
+    class First:
+        def __init__(self, middle: DeploymentHandle) -> None:
+            self.middle = middle
+
+        async def __call__(self, request: Request) -> list[float]:
+            return await self.go(request.query_params["what"])
+
+        async def go(self, what: str) -> list[float]:
+            return [left(), *await self.middle.remote(what)]
+
+    return First.bind(Middle.bind(Last.bind()))
+
+
+def test_a_deadline_reaches_all_three_of_a_chain(deploy: Deploy, http: httpx.Client, notes: Notes, gate: Gate) -> None:
+    handle = deploy(three(notes, gate))
+    for seconds in (
+        http.get("/a1?what=go", headers={"X-Request-Timeout-Seconds": "30"}).json(),
+        handle.options(timeout_s=30).go.remote("go").result(),
+    ):
+        assert 30 > seconds[0] > seconds[1] > seconds[2] > 20
+    assert http.get("/a1?what=go").json() == handle.go.remote("go").result() == [-1, -1, -1]
+
+
+def test_what_waits_at_the_end_of_a_chain_beyond_its_deadline_is_never_begun(
+    deploy: Deploy, http: httpx.Client, notes: Notes, gate: Gate
+) -> None:
+    handle = deploy(three(notes, gate))
+    holding = handle.go.remote("hold")
+    until(lambda: notes.has("hold"))
+    answer = http.get("/a1?what=late", headers={"X-Request-Timeout-Seconds": "0.2"})
+    assert answer.status_code == 408
+    with pytest.raises(CallTimeoutError):
+        handle.options(timeout_s=0.2).go.remote("late").result()
+    until(lambda: calls_at("Last").queued == 0 and calls_at("Middle").open == 1)
+    gate.open()
+    assert len(holding.result()) == 3
+    assert handle.go.remote("go").result() and notes.read() == ["hold", "go"]
+
+
+def calls_at(deployment: str) -> LedgerReport:
+    return serve.status().calls_by_deployment[f"a1/{deployment}"]
 
 
 def test_await_of_a_cancelled_task_cancels_only_the_wait(deploy: Deploy, notes: Notes, gate: Gate) -> None:

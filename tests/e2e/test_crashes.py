@@ -48,12 +48,16 @@ def fragile(notes: Notes, gate: Gate, **options: Any) -> Any:
     return Fragile.bind()
 
 
+def ready() -> list[int]:
+    """The pids of the replicas that are ready."""
+    replicas = serve.status().applications["a1"].deployments["Fragile"].replicas
+    return [replica.pid for replica in replicas if replica.phase == "ready"]
+
+
 def replica() -> int:
     """The pid of the one replica."""
-    (only,) = until(
-        lambda: [r for r in serve.status().applications["a1"].deployments["Fragile"].replicas if r.phase == "ready"]
-    )
-    return only.pid
+    (only,) = until(ready)
+    return only
 
 
 @pytest.mark.parametrize("kind", ["act", "sync"])
@@ -92,6 +96,35 @@ def test_kill_from_outside(deploy: Deploy, instance: Instance, notes: Notes, gat
         stream_waits.cancel()
     until(lambda: calls().lost - before.lost == 2)
     assert serve.status().applications["a1"].status == "RUNNING"
+
+
+def test_what_is_marked_is_executed_again_by_another_replica(
+    deploy: Deploy, instance: Instance, notes: Notes, gate: Gate
+) -> None:
+    handle = deploy(fragile(notes, gate, num_replicas=2, retry={"__call__": 1, "stream": 1}))
+    until(lambda: len(ready()) == 2)
+    before = calls()
+    with ThreadPoolExecutor() as pool, client(instance.url) as http:
+        asked = pool.submit(http.get, "/a1?what=hold")
+        until(lambda: notes.has("hold"))
+        unmarked = [handle.act.remote("hold") for _ in range(2)]
+        marked = [handle.options(retry=2).act.remote("hold") for _ in range(2)]
+        until(lambda: notes.has("hold", 5))
+        begun = handle.options(stream=True).stream.remote()
+        assert next(begun) == 1
+        for pid in ready():
+            os.kill(pid, signal.SIGKILL)
+        for response in unmarked:
+            with pytest.raises(ReplicaDiedError, match="retry="):
+                response.result(timeout_s=5)
+        with pytest.raises(ReplicaDiedError):
+            next(begun)
+        until(lambda: notes.has("hold", 8))
+        gate.open()
+        assert asked.result().status_code == 200
+        assert [answer.split()[0] for answer in skate.get(marked, timeout_s=10)] == ["hold"] * 2
+    assert notes.read().count("hold") == 8
+    until(lambda: calls().lost - before.lost == 3 and calls().retried - before.retried >= 3)
 
 
 def test_a_stream_of_a_dead_replica_ends_with_its_error(

@@ -180,13 +180,15 @@ def test_a_full_queue_is_back_pressure(deploy: Deploy, http: httpx.Client, notes
     first = handle.remote()
     until(lambda: notes.has("in"))
     second = handle.remote()
-    with pytest.raises(BackPressureError, match="Small"):
+    with pytest.raises(BackPressureError, match="Small") as full:
         handle.remote().result(timeout_s=5)
+    assert full.value.retry_after_s == 1
     with ThreadPoolExecutor() as pool, httpx.Client(base_url=http.base_url, trust_env=False) as other:
         waiting = pool.submit(other.get, "/a1")  # a caller of its own, with a queue of its own
         until(lambda: serve.status().calls.open == 3)
         answer = http.get("/a1")
         assert answer.status_code == 503 and "Small" in answer.text
+        assert int(answer.headers["retry-after"]) >= 1
         gate.open()
         assert waiting.result().text == "done"
     assert skate.get([first, second]) == ["done", "done"]

@@ -700,7 +700,7 @@ class SecretError(Exception):
         (RemoteError("pkg.OddError: secret"), 500, ["pkg.OddError", "the-id"], []),
         (BackPressureError("the queue is full", 503, 0.2), 503, ["The queue is full."], [b"1"]),
         (BackPressureError("the queue is full", 429, 2.1), 429, ["The queue is full."], [b"3"]),
-        (BackPressureError("the queue is full"), 503, ["The queue is full."], []),
+        (BackPressureError("the queue is full"), 503, ["The queue is full."], [b"1"]),
         (DeploymentUnavailableError("it failed to start"), 503, ["It failed to start."], [b"1"]),
         (MethodNotFoundError("no method 'x'"), 500, ["no method 'x'", "the-id"], []),
     ],

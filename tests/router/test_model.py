@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
 
+from skate.controlplane.decide.ledger import balances, total
 from skate.core.clock import ManualClock
-from skate.core.specs import DeploymentTarget, ReplicaTarget, Snapshot
+from skate.core.specs import DeploymentTarget, LedgerReport, ReplicaTarget, RequestRouterTarget, Snapshot
 from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
 from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
 from skate.dataplane.router import Router
+from skate.dataplane.routing.policies import BUILT_IN, CallView, Candidate, RequestRouter
 from skate.dataplane.transport import memory
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.peers import Listener, listen
@@ -75,6 +78,19 @@ class Uneven(memory.MemoryTransport):
             self._later(self.chance.choice((0, 0, 1, 3, 8)))
 
 
+class Wild(RequestRouter):
+    """Does everything that a chooser must not do, now and then; what it says must be so does not wait."""
+
+    patience_s = 0.0
+    wild: ClassVar[random.Random] = random.Random()
+
+    def choose(self, call: CallView, candidates: Sequence[Candidate]) -> Candidate | None:
+        what = self.wild.random()
+        if what < 0.1:
+            raise ValueError("wild")
+        return None if what < 0.2 else "nobody" if what < 0.3 else self.wild.choice(candidates)  # type: ignore[return-value]
+
+
 class Told(Call):
     """A call that notes what became of it, and checks that it ends once."""
 
@@ -85,6 +101,8 @@ class Told(Call):
         self.executions = 0
         self.losses_seen = 0
         self.straight = True  # never refused, never lost
+        self.chunked = False  # a part of its answer has come
+        self.again = 0  # times that it was started and sent again
 
     def on_end(self, error: BaseException | None) -> None:
         self.ends += 1
@@ -93,7 +111,13 @@ class Told(Call):
     def wire_lost(self, error: Exception | None) -> None:
         self.straight = False
         self.losses_seen += 1
+        self.again += self.started and bool(self.retries) and not self.chunked
         super().wire_lost(error)
+
+    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+        self.chunked = True
+        super().wire_chunk(body, headed, last)
+        assert self.outcome is not None or (not self.retries and not self.body)
 
     def wire_refused(self, returned: bool) -> None:
         self.straight = False
@@ -181,8 +205,13 @@ class World:
     calls: dict[str, Told] = field(default_factory=dict)
     parked: int = 0
     recalled: int = 0
+    choosers: dict[str, RequestRouterTarget | None] = field(default_factory=dict)
 
     async def begin(self) -> None:
+        for key in KEYS:
+            names = (None, None, "SameNode", "RoundRobin", "ConsistentHash", "Wild")
+            name = self.chance.choice(names)
+            self.choosers[key] = RequestRouterTarget(f"skate.routers:{name}") if name is not None else None
         self.routers = [Router(f"router {i}", self.clock, self.chance.random) for i in range(self.chance.randint(1, 3))]
         for key in KEYS:
             for _ in range(self.chance.randint(1, 3)):
@@ -208,7 +237,11 @@ class World:
             limit = max([replica.limit for replica in mine], default=1)  # more than some replicas accept
             queue = self.chance.choice((-1, -1, -1, 3))
             seen = tuple(ReplicaTarget(replica.id, replica.address) for replica in mine)
-            deployments[key] = DeploymentTarget(app, name, limit, queue, seen, None)
+            retry = self.chance.choice((0, 0, 1, {"m": 1}))
+            chooser = self.choosers[key] if self.chance.random() < 0.9 else None
+            deployments[key] = DeploymentTarget(
+                app, name, limit, queue, seen, None, retry=retry, request_router=chooser
+            )
         router.apply(Snapshot(router.generation + 1, self.chance.random() < 0.3, deployments, ()))
 
     def submit(self) -> None:
@@ -217,6 +250,8 @@ class World:
             id = f"c{len(self.calls)}"
             deadline = self.clock.now() + 1000 if self.chance.random() < 0.2 else None
             call = self.calls[id] = Told(self, key, id, deadline)
+            call.routing_key = self.chance.choice((None, "hot", "hot", id))
+            call.retries = self.chance.choice((None, None, 0, 1, 2))
             router.submit(call, b"body")
 
     def works(self) -> list[tuple[Replica, Exchange]]:
@@ -226,6 +261,9 @@ class World:
         works = self.works()
         if works:
             replica, work = self.chance.choice(works)
+            if self.chance.random() < 0.1:
+                work.send_nowait(b"a part")
+                return
             replica.answer(work)
             if self.chance.random() < 0.8:  # else there is more to do, after the answer
                 replica.finish(work)
@@ -235,7 +273,7 @@ class World:
         if calls:
             call = self.chance.choice(calls)
             if call.deadline is not None and call.router is not None:
-                call.router._expire(call)
+                call.router.expire(call)
             else:
                 call.cancel("the story says so")
 
@@ -293,6 +331,15 @@ class World:
             ledger = router.ledger
             mine = [call for call in self.calls.values() if call.router is router]
             assert ledger.accepted == len(mine) and ledger.open == sum(call.outcome is None for call in mine)
+            reports = ledger.reports()
+            for key in KEYS:
+                calls = [call for call in mine if call.deployment_key == key and call.outcome is None]
+                told = reports.get(key, LedgerReport())
+                stages = (sum(call.link is None for call in calls), sum(call.started for call in calls))
+                assert (told.queued, told.started, told.open) == (*stages, len(calls))
+                assert told.sent == len(calls) - sum(stages)
+            assert all(balances(report) for report in (*reports.values(), ledger.report()))
+            assert ledger.report() == total(reports.values())
             for lane in router.lanes.values():
                 assert lane.queued == sum(call.queued for call in lane.waiting) >= 0
                 for link in (*lane.links.values(), *lane.leaving):
@@ -327,6 +374,7 @@ class World:
         """At the end."""
         for call in self.calls.values():
             assert call.outcome is not None, f"{call.request_id} did not end"
+            assert call.again <= 2
             assert call.executions <= 1 + call.losses_seen, f"{call.request_id} was executed {call.executions} times"
         for replica in (*self.replicas, *self.draining, *self.dead):
             for ids in replica.began.values():
@@ -369,9 +417,9 @@ class World:
         self.check_story()
 
 
-async def play(seed: int) -> tuple[World, dict[Outcome, int]]:
+async def play(seed: int) -> tuple[World, dict[str, int]]:
     """One story; how its calls ended."""
-    Uneven.chance = random.Random(-seed)
+    Uneven.chance, Wild.wild = random.Random(-seed), random.Random(-seed)
     world = World(random.Random(seed))
     await world.begin()
     for _ in range(EVENTS):
@@ -386,12 +434,14 @@ async def play(seed: int) -> tuple[World, dict[Outcome, int]]:
     for replica in (*world.replicas, *world.draining):
         await replica.die()
     await world.quiet()
-    return world, {outcome: sum(call.outcome is outcome for call in world.calls.values()) for outcome in Outcome}
+    ends = {outcome.name: sum(call.outcome is outcome for call in world.calls.values()) for outcome in Outcome}
+    return world, ends | {"sent again": sum(call.again for call in world.calls.values())}
 
 
 def test_every_story_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MemoryTransport", Uneven)
-    ends = dict.fromkeys(Outcome, 0)
+    monkeypatch.setitem(BUILT_IN, "Wild", Wild)
+    ends = dict.fromkeys((*(outcome.name for outcome in Outcome), "sent again"), 0)
     parked = recalled = 0
 
     async def all_of_them() -> None:

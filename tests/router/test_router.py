@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from msgspec.structs import replace
 
-from skate.core.clock import SystemClock
+from skate.core.clock import ManualClock, SystemClock
 from skate.core.context import RequestContext
 from skate.core.errors import (
     BackPressureError,
@@ -23,7 +24,7 @@ from skate.core.specs import DeploymentTarget, ReplicaTarget, Snapshot
 from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
 from skate.dataplane.replica.slots import PARKED, PARKED_MAX, REFUSED, Slots
-from skate.dataplane.router import AHEAD_BYTES, Router
+from skate.dataplane.router import AHEAD_BYTES, Lane, Router
 from skate.dataplane.transport import peers
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.peers import Listener, listen
@@ -138,6 +139,16 @@ def play(scene: Callable[[Router], Awaitable[None]]) -> None:
         assert router.ledger.open == 0 and router.ledger.accepted == len(accepted) == sum(router.ledger.outcomes)
 
     asyncio.run(main())
+
+
+def lane_of(router: Router) -> Lane:
+    return router.lanes["app/D"]
+
+
+def marked(id: str, retries: int, key: str = "app/D") -> Noted:
+    call = Noted(id, key=key)
+    call.retries = retries
+    return call
 
 
 def submit(router: Router, *ids: str) -> list[Noted]:
@@ -332,6 +343,58 @@ def test_deadlines_end_calls_wherever_they_are() -> None:
             assert call.outcome is Outcome.TIMED_OUT and isinstance(call.ends[0], CallTimeoutError)
         await until(lambda: replica.held[0].ended)
         assert replica.seen == ["1"]
+        await replica.die()
+
+    play(scene)
+
+
+def test_work_whose_deadline_has_passed_is_not_sent_even_if_its_timer_is_late() -> None:
+    async def scene(router: Router) -> None:
+        router.clock = clock = ManualClock(100.0)
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1, queue=10)))
+        running, late, next = Noted("1"), Noted("2", clock.now() + 50), Noted("3", clock.now() + 500)
+        for call in (running, late, next):
+            router.submit(call, b"")
+        await until(lambda: running.started)
+        clock.advance(60)
+        replica.answer()
+        await until(lambda: next.started)
+        assert late.outcome is Outcome.TIMED_OUT and "while waiting for a slot" in str(late.ends[0])
+        assert replica.seen == ["1", "3"] and replica.held[0].head.timeout_s == 440
+        gone = Noted("4", clock.now())
+        router.submit(gone, b"")
+        assert gone.outcome is Outcome.TIMED_OUT
+        await replica.die()
+
+    play(scene)
+
+
+def test_a_refused_caller_is_told_when_to_come_back() -> None:
+    async def scene(router: Router) -> None:
+        router.clock = clock = ManualClock(100.0)
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1, queue=4)))
+        submit(router, "1")
+        await until(lambda: replica.held)
+        submit(router, *"2345")
+
+        def advice() -> float | None:
+            (refused,) = submit(router, "too many")
+            (error,) = refused.ends
+            assert isinstance(error, BackPressureError)
+            return error.retry_after_s
+
+        assert advice() == 1  # nothing is known yet
+        for id in "67":
+            await until(lambda: replica.held)
+            replica.answer()
+            await until(lambda: lane_of(router).queued == 3)
+            submit(router, id)
+        clock.advance(2)
+        assert advice() == 4  # four wait, one leaves each second
+        router.apply(snapshot(replace(target(replica, limit=1, queue=4), retry_after_s=0.5)))
+        assert advice() == 0.5
         await replica.die()
 
     play(scene)

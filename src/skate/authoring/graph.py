@@ -18,8 +18,8 @@ from skate.authoring import code
 from skate.authoring.deployment import Application, Deployment
 from skate.authoring.ingress import MARK
 from skate.core.checks import shown
-from skate.core.errors import CodeError, GraphError
-from skate.core.options import check_name, check_route_prefix, restart_options
+from skate.core.errors import CodeError, GraphError, ImportPathError, OptionError
+from skate.core.options import DeploymentOptions, check_name, check_route_prefix, restart_options
 from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef
 
 __all__ = ["Application", "build", "nodes"]
@@ -38,8 +38,8 @@ def build(
     """Turn a bound deployment and all it refers to into an application.
 
     ``sys_path`` and ``cwd``: where replicas look for modules and stand; None takes those of this process.
-    Raises ``TypeError`` for something that is not bound, ``OptionError`` for name and prefix, ``GraphError`` for a
-    graph that is none, ``CodeError`` for code and arguments that cannot travel.
+    Raises ``TypeError`` for something that is not bound, ``OptionError`` for name, prefix and request router,
+    ``GraphError`` for a graph that is none, ``CodeError`` for code and arguments that cannot travel.
     """
     _check_root(app)
     check_name(name)
@@ -160,6 +160,7 @@ def _spec(
 ) -> DeploymentSpec:
     target: Any = node._deployment.func_or_class
     options = node._deployment.all_options
+    _check_request_router(name, options)
     packed, init = code.pack(target, name), _init_bytes(node, name, refs)
     return DeploymentSpec(
         app=app,
@@ -172,6 +173,32 @@ def _spec(
         asgi=_is_asgi(node),
         version=_version(packed, init, msgspec.msgpack.encode(restart_options(options))),
     )
+
+
+def _check_request_router(name: str, options: DeploymentOptions) -> None:
+    """A class that routers could not load is refused here, where somebody reads the error."""
+    config = options.request_router_config
+    path = config.request_router_class if config is not None else None
+    if config is None or path is None:
+        return
+    where = f"deployment {name!r}: request_router_config.request_router_class={shown(path)}"
+    if path.startswith(("__main__:", "__mp_main__:", "__main__.")) or "<locals>" in path:
+        raise OptionError(
+            f"{where}: proxies cannot import it from a script or function; move the class to a module of its own."
+        )
+    try:
+        found = code.resolve(path)
+    except ImportPathError as error:
+        raise OptionError(f"{where}: {error}") from error
+    if not callable(getattr(found, "choose", None)):
+        raise OptionError(
+            f"{where}: has no method choose(call, candidates); derive it from skate.routers.RequestRouter."
+        )
+    try:
+        found(**config.request_router_kwargs)
+    except Exception as error:
+        arguments = shown(config.request_router_kwargs)
+        raise OptionError(f"{where}: it cannot be made with request_router_kwargs={arguments}: {error}") from error
 
 
 def _version(packed: CodeRef, init: bytes, restart: bytes) -> str:

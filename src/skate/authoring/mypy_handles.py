@@ -49,6 +49,7 @@ from mypy.types import (
 )
 
 _HOME = "skate.dataplane.handle"
+_OPTIONS = {"method_name": "str", "stream": "bool", "timeout_s": "float", "retry": "int", "routing_key": "str"}
 _PLAIN, _STREAMING = f"{_HOME}.DeploymentHandle", f"{_HOME}.StreamingHandle"
 _RESPONSE, _STREAM = f"{_HOME}.Response", f"{_HOME}.ResponseStream"
 _REQUESTS = {"starlette.requests.Request", "starlette.requests.HTTPConnection", "builtins.object"}
@@ -148,11 +149,11 @@ class HandleTypes:
         if "method_name" in given:
             method = literals["method_name"]
             target = _method(checker, target, method, context) if isinstance(method, str) else _ANYTHING
-        number = UnionType.make_union([checker.named_generic_type("builtins.float", []), NoneType()])
+        types = [checker.named_generic_type(f"builtins.{name}", []) for name in _OPTIONS.values()]
         return default.copy_modified(
-            arg_types=[*(checker.named_generic_type(f"builtins.{name}", []) for name in ("str", "bool")), number],
-            arg_kinds=[ARG_NAMED_OPT] * 3,
-            arg_names=["method_name", "stream", "timeout_s"],
+            arg_types=[*types[:2], *(UnionType.make_union([one, NoneType()]) for one in types[2:])],
+            arg_kinds=[ARG_NAMED_OPT] * len(_OPTIONS),
+            arg_names=list(_OPTIONS),
             ret_type=self._named(fullname, [target]),
         )
 

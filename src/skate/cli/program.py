@@ -214,8 +214,9 @@ def start(**given: Any) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option("--name", help="Of one application only.")
+@click.option("--calls", "of_calls", is_flag=True, help="What became of the calls, by deployment.")
 @verbose
-def status(as_json: bool, name: str | None) -> None:
+def status(as_json: bool, name: str | None, of_calls: bool) -> None:
     """Shows applications, deployments, replicas, proxies and the counts of calls."""
     instance = instances.find()
     found = instance.status()
@@ -225,13 +226,25 @@ def status(as_json: bool, name: str | None) -> None:
             known = ", ".join(sorted(found.applications)) or "none"
             raise NotFoundError(f"no application {name!r} is running; running are: {known}")
         shown = found.applications[name]
+    counts = table.counts_of(found, name)
+    if of_calls:
+        shown = counts
     now = SystemClock().wall()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
+    elif of_calls:
+        click.echo("\n".join(table.calls_lines(counts)))
     elif name is not None:
         click.echo("\n".join(table.application_lines(found, shown, now)))
     else:
         click.echo("\n".join(table.lines(found, running_pid(instance.runtime_dir), now)))
+
+
+@main.command()
+@verbose
+def metrics() -> None:
+    """Prints the metrics of the instance, as Prometheus reads them."""
+    click.echo(instances.find().metrics(), nl=False)
 
 
 @main.command()

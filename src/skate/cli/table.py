@@ -8,7 +8,9 @@ import click
 
 from skate.cli.failure import shortened
 from skate.cli.screen import coloured, duration, url
-from skate.core.specs import ApplicationStatus, LedgerReport, ServeStatus
+from skate.controlplane.decide.ledger import total
+from skate.core.specs import ApplicationStatus, Counts, LedgerReport, ServeStatus
+from skate.observe.metrics import OUTCOMES
 
 
 def lines(status: ServeStatus, supervisor_pid: int | None, now: float) -> list[str]:
@@ -55,13 +57,39 @@ def application_lines(status: ServeStatus, app: ApplicationStatus, now: float) -
 
 def calls(ledger: LedgerReport) -> list[str]:
     """Every call that was accepted, by what became of it; accepted is the sum of all others."""
-    kinds = ("accepted", "open", "ok", "user_error", "refused", "timed_out", "cancelled", "lost")
+    kinds = ("accepted", "open", *OUTCOMES)
     heads = [kind.replace("_", " ") for kind in kinds]
     counts = [str(getattr(ledger, kind)) for kind in kinds]
     widths = [max(len(head), len(count)) for head, count in zip(heads, counts, strict=True)]
     return [
         "Calls  " + "  ".join(head.rjust(width) for head, width in zip(heads, widths, strict=True)),
         "       " + "  ".join(count.rjust(width) for count, width in zip(counts, widths, strict=True)),
+    ]
+
+
+def counts_of(status: ServeStatus, app: str | None) -> Counts:
+    """The counts by deployment; of one application, where one is named."""
+    return {
+        key: report
+        for key, report in status.calls_by_deployment.items()
+        if app is None or key.rpartition("/")[0] == app
+    }
+
+
+def calls_lines(counts: Counts) -> list[str]:
+    """One line for each deployment, and the sum: accepted = queued + sent + started + the outcomes."""
+    kinds = ("accepted", "queued", "sent", "started", *OUTCOMES, "retried")
+    rows = [(key, report) for key, report in counts.items()]
+    if len(rows) != 1:
+        rows.append(("total", total(counts.values())))
+    cells = [[kind.replace("_", " ") for kind in kinds]]
+    cells += [[str(getattr(report, kind)) for kind in kinds] for _, report in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    names = ["deployment", *(name for name, _ in rows)]
+    width = max(map(len, names))
+    return [
+        "  ".join((name.ljust(width), *(cell.rjust(wide) for cell, wide in zip(row, widths, strict=True))))
+        for name, row in zip(names, cells, strict=True)
     ]
 
 

@@ -34,6 +34,10 @@ class ControllerClient:
         """The whole instance."""
         return _status_decoder.decode(await self.peer.ask("status"))
 
+    async def metrics(self) -> str:
+        """The whole instance as Prometheus text."""
+        return (await self.peer.ask("metrics")).decode()
+
     async def watch_status(self) -> AsyncIterator[ServeStatus]:
         """The whole instance now and at every change; of several quick changes only the last.
 

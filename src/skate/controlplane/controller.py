@@ -41,8 +41,8 @@ from skate.core.errors import AddressInUseError, NotFoundError, NotRunningError,
 from skate.core.specs import (
     AppSpec,
     ControllerConfig,
+    Counts,
     HttpOptions,
-    LedgerReport,
     ProcessSpec,
     ProxyConfig,
     ProxyReport,
@@ -66,6 +66,7 @@ from skate.engine.base import (
 )
 from skate.engine.inline import InlineEngine
 from skate.engine.process import ProcessEngine
+from skate.observe.metrics import prometheus_text
 
 logger = logging.getLogger("skate.controller")
 
@@ -132,6 +133,7 @@ class Controller:
         self._in_time: dict[str, Callable[[Exchange], Coroutine[Any, Any, None]]] = {
             "delete": self._delete,
             "status": self._status,
+            "metrics": self._metrics,
             "watch_status": self._watch_status,
             "snapshots": self._snapshots,
         }
@@ -238,7 +240,7 @@ class Controller:
             self._publications.bump()
 
     def _show(self) -> None:
-        shown = serve_status(self._desired(), self._observed, self._memory, 0.0, LedgerReport(), 0)
+        shown = serve_status(self._desired(), self._observed, self._memory, 0.0, {}, 0)
         if shown != self._shown:
             self._shown = shown
             self._statuses.bump()
@@ -386,9 +388,13 @@ class Controller:
         await self._decisions.beyond(0)
         exchange.reply(_encode(self.status()))
 
+    async def _metrics(self, exchange: Exchange) -> None:
+        await self._decisions.beyond(0)
+        exchange.reply(prometheus_text(self.status()).encode())
+
     def status(self) -> ServeStatus:
         """The instance as users see it now."""
-        calls = self._accounts.total()
+        calls = self._accounts.counts()
         return serve_status(self._desired(), self._observed, self._memory, self._clock.now(), calls, os.getpid())
 
     async def _watch_status(self, exchange: Exchange) -> None:
@@ -422,7 +428,7 @@ class Controller:
 
     def _report_ledger(self, exchange: Exchange) -> bytes:
         session = exchange.session
-        self._accounts.report(id(session), session.peer_name, _decoded(exchange, LedgerReport))
+        self._accounts.report(id(session), session.peer_name, _decoded(exchange, Counts))
         return b""
 
     def _shutdown(self, exchange: Exchange) -> bytes:

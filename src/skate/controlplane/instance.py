@@ -156,10 +156,16 @@ class Instance:
         return self.run(self._status(), START_TIMEOUT_S)
 
     async def _status(self) -> ServeStatus:
-        caller = callers.here()
-        if caller is not None and caller.loop is asyncio.get_running_loop():  # this process's counts are in it, too
-            await caller.uplink.tell_ledger()
+        await _tell_counts()
         return await (await self.client()).status()
+
+    def metrics(self) -> str:
+        """The same as Prometheus text."""
+        return self.run(self._metrics(), START_TIMEOUT_S)
+
+    async def _metrics(self) -> str:
+        await _tell_counts()
+        return await (await self.client()).metrics()
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -221,6 +227,13 @@ class Instance:
         if future.done():
             future.result()
         self._inline = (life_box[0], future)
+
+
+async def _tell_counts() -> None:
+    """Lets the controller know the counts of this process, so that they are in what it says next."""
+    caller = callers.here()
+    if caller is not None and caller.loop is asyncio.get_running_loop():
+        await caller.uplink.tell_ledger()
 
 
 async def _settled(caller: callers.Caller, key: str) -> None:

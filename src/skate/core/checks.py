@@ -191,6 +191,23 @@ def mapping(values: Check, *, none: bool = False) -> Check:
     return Check(bounds, read)
 
 
+def either(first: Check, second: Check) -> Check:
+    """What passes one of two checks; the complaint about a value is that of the check whose kind it is."""
+    bounds = f"{first.bounds}, or {second.bounds}"
+
+    def read(value: Any) -> Any:
+        try:
+            return first.read(value)
+        except Refused:
+            pass
+        try:
+            return second.read(value)
+        except Refused as refused:
+            raise refused if refused.path else Refused(bounds) from None
+
+    return Check(bounds, read)
+
+
 def listing(items: Check, *, none: bool = False, least: int = 0) -> Check:
     """A list whose items pass the given check."""
     bounds = f"a list of {items.bounds}" + (f" (at least {least})" if least else "") + (", or None" if none else "")

@@ -98,7 +98,8 @@ class CallError(SkateError):
 
 
 class BackPressureError(CallError):
-    """The queue in front of a deployment is full; come back after ``retry_after_s``."""
+    """The queue in front of a deployment is full; come back after ``retry_after_s`` (always known to who is refused
+    by Skate; None only where user code raises it without one)."""
 
     status, grpc, fault, retryable = 503, "RESOURCE_EXHAUSTED", "caller", True
 

@@ -22,6 +22,7 @@ from skate.core.checks import (
     Check,
     Option,
     Refused,
+    either,
     listing,
     mapping,
     number,
@@ -46,6 +47,7 @@ __all__ = [
     "DeploymentOptions",
     "NotYetWarning",
     "RayActorOptions",
+    "RequestRouterConfig",
     "check_http_options",
     "check_name",
     "check_route_prefix",
@@ -53,6 +55,9 @@ __all__ = [
     "options_of",
     "restart_options",
 ]
+
+
+RETRIES_MAX = 10  # times that one call may be executed again
 
 
 class NotYetWarning(UserWarning):
@@ -67,7 +72,8 @@ class BackpressureConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 
     status_code: A[int, Option(one_of(503, 429), "HTTP status of the refusal.")] = 503
     retry_after_s: A[
-        float | None, Option(number(0, none=True), "Value of Retry-After, rounded up; None leaves it out.", "s")
+        float | None,
+        Option(number(0, none=True), "Retry-After, rounded up; None: estimated from the queue and its pace.", "s"),
     ] = None
 
 
@@ -177,8 +183,10 @@ class RayActorOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 class RequestRouterConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who chooses the replica of a request."""
 
-    request_router_class: A[str | None, Option(target(none=True), "The router's class.", since="later")] = None
-    request_router_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Its arguments.", since="later")] = {}
+    request_router_class: A[
+        str | None, Option(target(none=True), "Class with a method choose(); None: two random choices, by load.")
+    ] = None
+    request_router_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Its keyword arguments.")] = {}
     request_routing_stats_period_s: A[
         float, Option(number(0, above=True), "How often replicas are asked for statistics.", "s", since="later")
     ] = 10.0
@@ -258,6 +266,14 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     backpressure_config: A[
         BackpressureConfig, Option(struct(BackpressureConfig), "What a client is told when the queue is full.")
     ] = BackpressureConfig()
+    retry: A[
+        int | dict[str, int],
+        Option(
+            either(whole(0, RETRIES_MAX), mapping(whole(0, RETRIES_MAX))),
+            "How often a call whose replica died under it may be executed again; for all methods, or by method.",
+            "times",
+        ),
+    ] = 0
     user_config: A[
         Any, Option(PLAIN, "Passed to the class's reconfigure() at start and on change.", change="reconfigure")
     ] = None
@@ -315,7 +331,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     ] = None
     request_router_config: A[
         RequestRouterConfig | None,
-        Option(struct(RequestRouterConfig, none=True), "Who chooses the replica.", change="reconfigure", since="later"),
+        Option(struct(RequestRouterConfig, none=True), "Who chooses the replica of a request."),
     ] = None
     logging_config: A[
         LoggingConfig | None, Option(struct(LoggingConfig, none=True), "Logs.", change="reconfigure", since="later")
@@ -433,7 +449,7 @@ def _without_effect(read: Mapping[str, Any], made: DeploymentOptions) -> Iterato
             yield f"{key} ({made.replicas} replica runs)"
         elif declared[key].since == "later":
             yield key
-        elif isinstance(value, RayActorOptions):
+        elif isinstance(value, RayActorOptions | RequestRouterConfig):
             yield from _groups_without_effect(key, value)
 
 

@@ -6,7 +6,7 @@ Code and constructor arguments travel inside as opaque bytes that only a replica
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -141,8 +141,16 @@ class ProxyReport(msgspec.Struct, frozen=True):
     message: str = ""
 
 
+UNKNOWN_DEPLOYMENT = "(unknown)"  # what calls to no deployment are counted under; no key, for it has no "/"
+
+
 class LedgerReport(msgspec.Struct, frozen=True):
-    """Counts of calls of one process since its start; ``accepted == sum of outcomes + open`` always."""
+    """Counts of calls since the start of a process or instance.
+
+    Always ``accepted == open + ok + user_error + refused + timed_out + cancelled + lost`` and
+    ``open == queued + sent + started``: waiting in a router, on the way to a replica, in its hands. ``retried``: how
+    often a call was sent again because its replica had died.
+    """
 
     accepted: int = 0
     open: int = 0
@@ -152,6 +160,13 @@ class LedgerReport(msgspec.Struct, frozen=True):
     timed_out: int = 0
     cancelled: int = 0
     lost: int = 0
+    queued: int = 0
+    sent: int = 0
+    started: int = 0
+    retried: int = 0
+
+
+Counts = dict[str, LedgerReport]  # by deployment key
 
 
 # -- what routers are told ----------------------------------------------------------------------
@@ -162,6 +177,16 @@ class ReplicaTarget(msgspec.Struct, frozen=True):
 
     id: str
     address: str
+    node: str = ""  # the machine it runs on
+
+
+class RequestRouterTarget(msgspec.Struct, frozen=True):
+    """The class that chooses replicas, and where routers find its module."""
+
+    path: str
+    kwargs: dict[str, Any] = {}
+    sys_path: tuple[str, ...] = ()
+    cwd: str | None = None
 
 
 class DeploymentTarget(msgspec.Struct, frozen=True):
@@ -177,6 +202,8 @@ class DeploymentTarget(msgspec.Struct, frozen=True):
     backpressure_status: int = 503
     retry_after_s: float | None = None
     ingress: bool = False  # the one that serve.get_app_handle leads to
+    request_router: RequestRouterTarget | None = None  # None: two random choices
+    retry: int | dict[str, int] = 0  # times that a started call may be sent again, for all methods or by method
 
     @property
     def key(self) -> str:
@@ -256,4 +283,5 @@ class ServeStatus(msgspec.Struct, frozen=True):
     controller_pid: int = 0
     proxies: dict[str, ProxyStatus] = {}
     applications: dict[str, ApplicationStatus] = {}
-    calls: LedgerReport = LedgerReport()
+    calls: LedgerReport = LedgerReport()  # of all deployments
+    calls_by_deployment: Counts = {}  # of those that ever had one, by "<app>/<deployment>"

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 
 from skate.core.context import RequestContext
 from skate.core.errors import RequestCancelledError
-from skate.dataplane.ledger import Outcome
+from skate.dataplane.ledger import Account, Outcome
 from skate.dataplane.transport.failure import UserFailure, decode_failure
 from skate.dataplane.wire.frames import split_head
 from skate.dataplane.wire.head import CallHead, ReplyHead, decode_reply, encode_head
 
 if TYPE_CHECKING:
-    from skate.dataplane.router import Lane, Link, Router
+    from skate.dataplane.link import Link
+    from skate.dataplane.router import Lane, Router
 
 logger = logging.getLogger("skate.router")
 
-LOSSES_MAX = 16  # replicas that may die under one call before it began, until it fails: bounds what flapping costs
+LOSSES_MAX = 16  # replicas that may die under one call until it fails: bounds what flapping costs
+KEPT_MAX = 4 << 20  # bytes of input kept of a started call, to send it again; one with more is not sent again
+KEPT_PIECE = 64  # bytes that a piece of it costs beside its own
 
 
 class Call:
@@ -30,6 +33,7 @@ class Call:
 
     __slots__ = (
         "accepted_at",
+        "account",
         "body",
         "complete",
         "context",
@@ -37,13 +41,16 @@ class Call:
         "deployment_key",
         "ended_at",
         "head",
+        "kept",
         "lane",
         "link",
         "losses",
         "more",
         "outcome",
         "queued",
+        "retries",
         "router",
+        "routing_key",
         "sent_at",
         "sequence",
         "started",
@@ -63,10 +70,13 @@ class Call:
         self.accepted_at = 0.0
         self.sent_at = 0.0
         self.ended_at = 0.0
-        self.losses = 0  # times its replica died before it had started
+        self.losses = 0  # times its replica died
+        self.retries: int | None = None  # how often it may still be sent again after it had started; None: not settled
+        self.routing_key: str | None = None
         self.started = False  # the replica said so, in words; ``running`` looks at its mark, too
         self.outcome: Outcome | None = None
         self.router: Router | None = None
+        self.account: Account | None = None  # where it is counted
         self.lane: Lane | None = None
         self.queued = False  # waits in its lane
         self.link: Link | None = None  # the replica that has it
@@ -122,11 +132,32 @@ class Call:
         link = self.link
         if link is None or link.peer is None or not link.peer.may_send(self.wire_id):
             return False
-        if not self.started:
-            self.more = [] if self.more is None else self.more
-            self.more.append((data, last))
+        if not self.started or self.retries:
+            self._keep(data, last)
         link.peer.send(self.wire_id, data, last)
         return True
+
+    def _keep(self, data: bytes, last: bool) -> None:
+        """Keeps input that was sent: it must be sent again when the replica dies."""
+        if self.more is None:
+            self.more = []
+            self.kept = len(self.body)
+        self.more.append((data, last))
+        self.kept += len(data) + KEPT_PIECE
+        if self.started and self.kept > KEPT_MAX:
+            self._commit()
+
+    def _commit(self) -> None:
+        """From here on it cannot be sent again."""
+        self.retries = 0
+        self.body = b""
+        self.more = None
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether a call that was started may be sent again: it is marked so, and all of its input is here."""
+        complete = self.complete or (bool(self.more) and self.more[-1][1])  # type: ignore[index]
+        return bool(self.retries) and complete
 
     async def send(self, data: bytes, last: bool = False) -> None:
         """A further chunk of input; waits while the call waits for a replica or the replica gives no credit."""
@@ -187,15 +218,25 @@ class Call:
     # -- CallSink: what the wire says -----------------------------------------------------------
 
     def wire_started(self) -> None:
-        self.started = True
-        self.body = b""
-        self.more = None
+        if not self.started:
+            self._note_start()
+        if not self.retries:
+            self.body = b""
+            self.more = None
         link = self.link
         if link is not None and link.probe is self:
             link.lane.call_started(self)
 
-    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+    def _note_start(self) -> None:
         self.started = True
+        if self.account is not None:
+            self.account.started += 1
+
+    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
+        if not self.started:
+            self._note_start()
+        if self.retries:
+            self._commit()  # the owner has seen a part of the answer
         try:
             if headed:
                 raw, body = split_head(body)

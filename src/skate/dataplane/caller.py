@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from skate.core.clock import Clock, SystemClock
 from skate.core.errors import NotRunningError
-from skate.dataplane.router import Router, instance_gone
+from skate.dataplane.endings import instance_gone
+from skate.dataplane.router import Router
 from skate.dataplane.uplink import Uplink, may_live
 
 T = TypeVar("T")

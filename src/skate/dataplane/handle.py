@@ -20,7 +20,6 @@ from skate.core import context
 from skate.core.errors import (
     CallTimeoutError,
     CodeError,
-    OptionError,
     RequestCancelledError,
     ResultInLoopError,
     StreamMismatchError,
@@ -28,6 +27,7 @@ from skate.core.errors import (
 from skate.core.ids import request_id
 from skate.dataplane import caller as callers
 from skate.dataplane.call import Call
+from skate.dataplane.call_options import PLAIN_CALL, CallOptions, read_call_options
 from skate.dataplane.caller import Caller
 from skate.dataplane.pending import Pending, unsendable, wake_on, waker
 from skate.dataplane.wire.head import PYTHON, CallHead
@@ -313,9 +313,6 @@ class ResponseStream(Pending, Generic[R_co]):
         return f"<ResponseStream {self._request_id} {'done' if self._done else 'under way'}>"
 
 
-_OPTION_NAMES = ("method_name", "stream", "timeout_s")
-
-
 class DeploymentHandle(Generic[T_co]):
     """Calls the replicas of one deployment: ``handle.remote(...)`` its ``__call__``, ``handle.m.remote(...)`` a method.
 
@@ -323,22 +320,17 @@ class DeploymentHandle(Generic[T_co]):
     be used by any number of threads. They hold no connection.
     """
 
-    __slots__ = ("_address", "_app", "_deployment", "_method", "_methods", "_stream", "_timeout_s")
+    __slots__ = ("_address", "_app", "_deployment", "_method", "_methods", "_options", "_stream", "_timeout_s")
 
     def __init__(
-        self,
-        app: str,
-        deployment: str,
-        method: str = "__call__",
-        stream: bool = False,
-        timeout_s: float | None = None,
-        address: str | None = None,
+        self, app: str, deployment: str, options: CallOptions = PLAIN_CALL, address: str | None = None
     ) -> None:
         self._app = app
         self._deployment = deployment
-        self._method = method
-        self._stream = stream
-        self._timeout_s = timeout_s
+        self._options = options
+        self._method = options.method_name
+        self._stream = options.stream
+        self._timeout_s = options.timeout_s
         self._address = address
         self._methods: dict[str, DeploymentHandle[T_co]] = {}
 
@@ -358,22 +350,14 @@ class DeploymentHandle(Generic[T_co]):
         ``method_name``: the method that ``remote`` calls (default ``__call__``). ``stream``: the method is a
         generator, ``remote`` gives a ResponseStream (default False). ``timeout_s``: seconds after which a
         call ends with CallTimeoutError (default None: only the deadline of the request it is made under).
+        ``retry``: the method may be executed twice, so a call whose replica died under it is sent again, at most so
+        many times, before the first item of an answer has come (default None: as the deployment says; 0: never).
+        ``routing_key``: calls with the same key go to the same replica, where the deployment's request router
+        goes by keys (default None).
 
         Raises OptionError for anything else.
         """
-        for name in options:
-            if name not in _OPTION_NAMES:
-                raise OptionError(f"handle.options() knows no {name!r}; it knows {', '.join(_OPTION_NAMES)}")
-        method = options.get("method_name", self._method)
-        stream = options.get("stream", self._stream)
-        timeout_s = options.get("timeout_s", self._timeout_s)
-        if not isinstance(method, str) or not method:
-            raise OptionError(f"method_name must be the name of a method, not {method!r}")
-        if not isinstance(stream, bool):
-            raise OptionError(f"stream must be True or False, not {stream!r}")
-        if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
-            raise OptionError(f"timeout_s must be a number of seconds above 0 or None, not {timeout_s!r}")
-        return DeploymentHandle(self._app, self._deployment, method, stream, timeout_s, self._address)
+        return DeploymentHandle(self._app, self._deployment, read_call_options(options, self._options), self._address)
 
     def __getattr__(self, name: str) -> DeploymentHandle[T_co]:
         if name.startswith("__") and name != "__call__":
@@ -381,7 +365,8 @@ class DeploymentHandle(Generic[T_co]):
         methods = self._methods
         handle = methods.get(name)
         if handle is None:
-            handle = DeploymentHandle(self._app, self._deployment, name, self._stream, self._timeout_s, self._address)
+            options = self._options._replace(method_name=name)
+            handle = DeploymentHandle(self._app, self._deployment, options, self._address)
             methods[name] = handle
         return handle
 
@@ -433,6 +418,8 @@ class DeploymentHandle(Generic[T_co]):
             make: Any = _StreamCall if self._stream else _UnaryCall
             call = make(f"{self._app}/{self._deployment}", head, deadline, answer)
             call.context = under
+            if not self._options.is_plain:
+                call.retries, call.routing_key = self._options.retry, self._options.routing_key
             answer._call = call
             caller.router.submit(call, body)
         except Exception as error:  # nobody would hear of it on the router's loop
@@ -473,7 +460,7 @@ class DeploymentHandle(Generic[T_co]):
                 address = callers.current().address
             except Exception:
                 address = None
-        return DeploymentHandle, (self._app, self._deployment, self._method, self._stream, self._timeout_s, address)
+        return DeploymentHandle, (self._app, self._deployment, self._options, address)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DeploymentHandle) and self._identity() == other._identity()
@@ -482,7 +469,7 @@ class DeploymentHandle(Generic[T_co]):
         return hash(self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
-        return self._app, self._deployment, self._method, self._stream, self._timeout_s
+        return self._app, self._deployment, self._options
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Handles are not called directly; raises TypeError that says how."""

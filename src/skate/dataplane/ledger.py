@@ -1,10 +1,16 @@
-"""The ledger: how many calls a router accepted and how each ended. Law: ``accepted == ended + open``, always."""
+"""The ledger: how many calls a router accepted for each deployment, how far each came and how it ended.
+
+Law: ``accepted == queued + sent + started + ended``, always, in every account. The hot path only adds to plain integers
+(one for each step of a call); what can be derived from them is derived by whoever asks.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-from skate.core.specs import LedgerReport
+from skate.core.specs import UNKNOWN_DEPLOYMENT, LedgerReport
+
+ACCOUNTS_MAX = 4096  # deployments counted one by one in a process; further ones count as unknown
 
 
 class Outcome(IntEnum):
@@ -18,13 +24,16 @@ class Outcome(IntEnum):
     LOST = 5
 
 
-class Ledger:
-    """Plain integers; whoever wants them reads them."""
+class Account:
+    """The calls of one deployment in this process. Plain integers; whoever wants them reads them."""
 
-    __slots__ = ("accepted", "outcomes")
+    __slots__ = ("accepted", "outcomes", "placed", "retried", "started")
 
     def __init__(self) -> None:
         self.accepted = 0
+        self.placed = 0  # calls that a replica has, at this moment
+        self.started = 0  # those of them that it has started
+        self.retried = 0  # times that a call was sent again because its replica had died
         self.outcomes = [0] * len(Outcome)
 
     @property
@@ -35,4 +44,67 @@ class Ledger:
     def report(self) -> LedgerReport:
         """The counts as a value."""
         ok, user_error, refused, timed_out, cancelled, lost = self.outcomes
-        return LedgerReport(self.accepted, self.open, ok, user_error, refused, timed_out, cancelled, lost)
+        return LedgerReport(
+            accepted=self.accepted,
+            open=self.open,
+            ok=ok,
+            user_error=user_error,
+            refused=refused,
+            timed_out=timed_out,
+            cancelled=cancelled,
+            lost=lost,
+            queued=self.open - self.placed,
+            sent=self.placed - self.started,
+            started=self.started,
+            retried=self.retried,
+        )
+
+
+class Ledger:
+    """All accounts of a router, by deployment key; they outlive the deployments."""
+
+    __slots__ = ("accounts",)
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+
+    def account(self, key: str) -> Account:
+        """The account of a deployment; opened when first asked for."""
+        account = self.accounts.get(key)
+        if account is None:
+            if len(self.accounts) >= ACCOUNTS_MAX:
+                key = UNKNOWN_DEPLOYMENT
+            account = self.accounts.setdefault(key, Account())
+        return account
+
+    def reports(self) -> dict[str, LedgerReport]:
+        """The counts of every deployment that ever had a call, as values."""
+        return {key: account.report() for key, account in self.accounts.items() if account.accepted}
+
+    # -- in sum -----------------------------------------------------------------------------------
+
+    @property
+    def accepted(self) -> int:
+        """Calls that were ever accepted."""
+        return sum(account.accepted for account in self.accounts.values())
+
+    @property
+    def open(self) -> int:
+        """Calls that are under way."""
+        return sum(account.open for account in self.accounts.values())
+
+    @property
+    def outcomes(self) -> list[int]:
+        """How many calls ended in each way, by ``Outcome``."""
+        return [sum(account.outcomes[outcome] for account in self.accounts.values()) for outcome in Outcome]
+
+    def report(self) -> LedgerReport:
+        """The sum as a value."""
+        whole = Account()
+        for account in self.accounts.values():
+            whole.accepted += account.accepted
+            whole.placed += account.placed
+            whole.started += account.started
+            whole.retried += account.retried
+        whole.outcomes = self.outcomes
+        return whole.report()

@@ -18,86 +18,34 @@ from collections.abc import Callable
 from skate.core.clock import Clock
 from skate.core.errors import (
     BackPressureError,
-    CallTimeoutError,
     DeploymentUnavailableError,
     NotFoundError,
     NotRunningError,
     ReplicaDiedError,
     SkateError,
 )
-from skate.core.specs import DeploymentTarget, ReplicaTarget, Route, Snapshot
-from skate.dataplane.call import LOSSES_MAX, Call
-from skate.dataplane.ledger import Ledger, Outcome
-from skate.dataplane.routing.admission import may_queue, refusal
+from skate.core.specs import (
+    UNKNOWN_DEPLOYMENT,
+    DeploymentTarget,
+    RequestRouterTarget,
+    Route,
+    Snapshot,
+)
+from skate.dataplane.call import KEPT_MAX, LOSSES_MAX, Call
+from skate.dataplane.endings import died, instance_gone, timed_out
+from skate.dataplane.ledger import Account, Ledger, Outcome
+from skate.dataplane.link import AHEAD_BYTES, Link
+from skate.dataplane.policy import Policy, load_policy, make_policy
+from skate.dataplane.routing.admission import Pace, may_queue, refusal, retries_of, retry_after_s
 from skate.dataplane.routing.choice import two_choices
-from skate.dataplane.transport.peers import Peer, connect
+from skate.dataplane.routing.policies import built_in
 from skate.dataplane.wire.connection import CALLS_MAX
 from skate.dataplane.wire.frames import AHEAD, ASKS, GRANTED
 
 logger = logging.getLogger("skate.router")
 
-STEADY_S = 1.0  # a connection that lived this long is opened again at once when it is lost
-CONNECT_BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach a replica that the snapshot names
-LOAD_FRESH_S = 0.1  # after this silence what a replica said of its load (mostly other routers' calls) is forgotten
 EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
 AHEAD_MAX = 64  # calls beyond its slots that an only replica is sent: they wait there instead of a round trip away
-AHEAD_BYTES = 64 * 1024  # of such a call
-
-
-class Link:
-    """One replica as this router sees it: the connection, what is in flight, and whether it may get more."""
-
-    __slots__ = (
-        "__weakref__",
-        "blocked",
-        "failures",
-        "granted",
-        "in_flight",
-        "lane",
-        "leaving",
-        "peer",
-        "probe",
-        "since",
-        "target",
-        "task",
-    )
-
-    def __init__(self, lane: Lane, target: ReplicaTarget) -> None:
-        self.lane = lane
-        self.target = target
-        self.peer: Peer | None = None
-        self.task: asyncio.Task[None] | None = None  # connecting
-        self.failures = 0  # attempts to connect that failed or did not last
-        self.since = 0.0  # when the connection was opened
-        self.in_flight = 0
-        self.blocked = False  # it refused; it will say when it is ready
-        self.granted = 0  # slots it promised us
-        self.probe: Call | None = None  # sent while blocked, to learn whether there are more slots than those promised
-        self.leaving = False  # no longer in the snapshot: finish what is in flight, then close
-
-    def has_room(self) -> bool:
-        return (
-            self.peer is not None
-            and not self.leaving
-            and (self.granted > 0 or (not self.blocked and self.in_flight < self.lane.room))
-        )
-
-    def takes(self, call: Call) -> bool:
-        """Whether this call may go to a replica that has room: one that would have to wait there must be small."""
-        return self.in_flight < self.lane.limit or self.granted > 0 or (call.complete and len(call.body) <= AHEAD_BYTES)
-
-    def load(self, now: float) -> int:
-        """Calls in hand there: what it last said, as long as that is fresh, and at least our own."""
-        peer = self.peer
-        if peer is None or peer.load < self.in_flight or now - peer.heard_at > LOAD_FRESH_S:
-            return self.in_flight
-        return peer.load
-
-    def close(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-        if self.peer is not None:
-            self.peer.close()
 
 
 class Lane:
@@ -106,6 +54,7 @@ class Lane:
     def __init__(self, router: Router, target: DeploymentTarget) -> None:
         self.router = router
         self.target = target
+        self.account = router.ledger.account(target.key)
         self.limit = min(target.max_ongoing_requests, CALLS_MAX)  # calls of this router that one replica runs
         self.room = self.limit  # calls of this router at one replica; more than it runs while there is no other
         self.links: dict[str, Link] = {}
@@ -113,6 +62,10 @@ class Lane:
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
         self.queued = 0  # waiting ones that have not ended
+        self.pace = Pace()  # looked at when calls are refused
+        self.asked: RequestRouterTarget | None = None  # what ``policy`` is made from
+        self.policy: Policy | None = None  # who chooses among several replicas; None: two random choices
+        self.loading: asyncio.Task[None] | None = None  # of the policy
         self.used = False  # connections are opened from the first call on
         self.gone: SkateError | None = None  # the deployment is no longer in the snapshot: why calls cannot wait here
 
@@ -120,6 +73,8 @@ class Lane:
 
     def update(self, target: DeploymentTarget) -> None:
         self.target = target
+        if target.request_router != self.asked:
+            self._ask_for_policy(target.request_router)
         self.limit = min(target.max_ongoing_requests, CALLS_MAX)
         wanted = {replica.id: replica for replica in target.replicas}
         for id in [id for id in self.links if id not in wanted]:
@@ -150,6 +105,28 @@ class Lane:
             if link.in_flight > self.limit and link.peer is not None:
                 link.peer.recall()
 
+    def _ask_for_policy(self, wanted: RequestRouterTarget | None) -> None:
+        self.stop()
+        self.asked = wanted
+        kind = built_in(wanted.path) if wanted is not None else None
+        if wanted is not None and kind is not None:
+            self.policy = make_policy(self, wanted, kind)
+        elif wanted is not None:
+            self.loading = self.router.loop.create_task(self._load_policy(wanted))
+
+    async def _load_policy(self, wanted: RequestRouterTarget) -> None:
+        self.policy = await load_policy(self, wanted)
+        self.loading = None
+        self.dispatch()
+
+    def stop(self) -> None:
+        """Chooses by two random choices from now on."""
+        if self.loading is not None:
+            self.loading.cancel()
+        if self.policy is not None:
+            self.policy.close()
+        self.policy = self.loading = None
+
     def _let_go(self, link: Link) -> None:
         link.leaving = True
         if link.in_flight == 0:
@@ -161,6 +138,7 @@ class Lane:
 
     def remove(self, error: SkateError | None = None) -> None:
         """The deployment is gone; ``error``: what those who wait are told."""
+        self.stop()
         for link in self.links.values():
             self._let_go(link)
         self.links.clear()
@@ -183,24 +161,44 @@ class Lane:
             for known in self.links.values():
                 self.router.connect(known)
         target = self.target
-        if self.queued == 0:
-            link = self._choose()
+        if target.retry or call.retries:
+            self._settle_retries(call)
+        if self.queued == 0 or self.policy is not None:
+            link = self._choose() if self.policy is None else self.policy.choose_first(call)
             if link is not None and link.takes(call):
                 self._send(call, link)
                 return
         if target.unavailable is not None and not self.links:
             call.end(Outcome.REFUSED, DeploymentUnavailableError(target.unavailable))
         elif not may_queue(self.queued, target.max_queued_requests):
-            text = refusal(target.key, self.queued, target.max_queued_requests)
-            error = BackPressureError(text, target.backpressure_status, target.retry_after_s)
-            call.end(Outcome.REFUSED, error)
+            call.end(Outcome.REFUSED, self._full())
         else:
             self.queued += 1
             call.queued = True
             self.waiting.append(call)
+            if self.policy is not None:
+                self.policy.plan()
+
+    def _full(self) -> BackPressureError:
+        target, outcomes = self.target, self.account.outcomes
+        self.pace = self.pace.seen(self.router.clock.now(), outcomes[Outcome.OK] + outcomes[Outcome.USER_ERROR])
+        after_s = target.retry_after_s
+        if after_s is None:
+            after_s = retry_after_s(self.queued, self.pace.per_s)
+        text = refusal(target.key, self.queued, target.max_queued_requests)
+        return BackPressureError(text, target.backpressure_status, after_s)
+
+    def _settle_retries(self, call: Call) -> None:
+        if len(call.body) > KEPT_MAX:
+            call.retries = 0
+        elif call.retries is None:
+            call.retries = retries_of(self.target.retry, call.head.method)
 
     def dispatch(self) -> None:
         """Sends waiting calls, oldest first, while a replica has room."""
+        if self.policy is not None:
+            self.policy.dispatch()
+            return
         while self.queued:
             link = self._choose()
             if link is None or not link.takes(self._first()):
@@ -228,9 +226,15 @@ class Lane:
         if link.probe is call or not call.complete:
             how |= ASKS
         now = self.router.clock.now()
+        if call.deadline is not None and call.deadline <= now:  # its timer is late: the loop had other things to do
+            if link.probe is call:
+                link.probe = None
+            self.router.expire(call)
+            return
         call.link = link
         call.sent_at = now
         link.in_flight += 1
+        self.account.placed += 1
         try:
             call.wire_id = peer.open(call, call.encoded_head(now), call.body, call.complete, how)
         except Exception as error:  # it cannot be sent, to nobody: too large, or its head holds what has no UTF-8
@@ -280,6 +284,9 @@ class Lane:
     def _release(self, call: Call, link: Link) -> None:
         call.link = None
         link.in_flight -= 1
+        self.account.placed -= 1
+        if call.started:
+            self.account.started -= 1
         if link.probe is call:
             link.probe, link.blocked = None, False
         if link.leaving and link.in_flight == 0:
@@ -299,15 +306,18 @@ class Lane:
         link = call.link
         assert link is not None
         self._release(call, link)
-        if call.started:
-            text = f"replica {link.target.id} died while it had request {call.request_id} in hand"
-            call.end(Outcome.LOST, ReplicaDiedError(text + "; it may or may not have been executed"))
+        if call.started and not call.may_be_repeated:
+            call.end(Outcome.LOST, died(call, link.target.id))
             return
         call.losses += 1
         if call.losses >= LOSSES_MAX:
             text = f"request {call.request_id} to {self.target.key!r} lost {call.losses} replicas before it started"
             call.end(Outcome.LOST, ReplicaDiedError(text + "; its replicas keep dying"))
             return
+        if call.started:
+            call.started = False
+            call.retries = (call.retries or 0) - 1
+        self.account.retried += 1
         self._take_back(call)
         self.dispatch()
 
@@ -326,9 +336,10 @@ class Lane:
             return
         link.blocked = False
         if self.queued and link.has_room():
-            link.probe = self._next()
-            self._send(link.probe, link)
-            link.blocked = link.probe is not None
+            link.probe = self._next() if self.policy is None else self.policy.next_for(link)
+            if link.probe is not None:
+                self._send(link.probe, link)
+                link.blocked = link.probe is not None
 
     def call_started(self, call: Call) -> None:
         """The replica has accepted a call that asked for more than was promised."""
@@ -355,8 +366,9 @@ class Lane:
 class Router:
     """The calls of one process, on one loop."""
 
-    def __init__(self, name: str, clock: Clock, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, name: str, clock: Clock, chance: Callable[[], float] = random.random, node: str = "") -> None:
         self.name = name
+        self.node = node  # the machine it runs on
         self.clock = clock
         self.chance = chance
         self.loop = asyncio.get_running_loop()
@@ -425,7 +437,9 @@ class Router:
         call.accepted_at = now
         call.body = body
         call.complete = complete
-        self.ledger.accepted += 1
+        lane = self.lanes.get(call.deployment_key)
+        call.account = account = self._account(call.deployment_key) if lane is None else lane.account
+        account.accepted += 1
         if self._quiet and self.on_activity is not None:
             self._quiet = False
             self.on_activity()
@@ -440,10 +454,18 @@ class Router:
             if call.deadline <= now:
                 call.end(Outcome.TIMED_OUT, timed_out(call, now))
                 return
-            call.timer = self.loop.call_later(call.deadline - now, self._expire, call)
-        self._place(call)
+            call.timer = self.loop.call_later(call.deadline - now, self.expire, call)
+        if lane is not None:
+            lane.submit(call)
+        else:
+            self._place(call)
+
+    def _account(self, key: str) -> Account:
+        """Where calls are counted for which there is no lane: as unknown, once it is known what there is."""
+        return self.ledger.account(UNKNOWN_DEPLOYMENT if self.known.is_set() else key)
 
     def _place(self, call: Call) -> None:
+        """What becomes of a call for which there is no lane yet."""
         lane = self.lanes.get(call.deployment_key)
         if len(self._early) >= EARLY_MAX:
             self._early = [early for early in self._early if early.outcome is None]
@@ -460,17 +482,17 @@ class Router:
             error = NotFoundError(f"there is no deployment {call.deployment_key!r}; running are: {known}")
             call.end(Outcome.REFUSED, error)
 
-    def _expire(self, call: Call) -> None:
-        call.timer = None
+    def expire(self, call: Call) -> None:
+        """The deadline of a call has passed."""
         if call.outcome is None:
             error = timed_out(call, self.clock.now())
             call.drop(Outcome.TIMED_OUT, error, "the deadline of the call has passed")
 
     def count(self, call: Call) -> None:
         """Books the outcome of a call (called once for each, by the call)."""
-        assert call.outcome is not None
+        assert call.outcome is not None and call.account is not None
         call.ended_at = self.clock.now()
-        self.ledger.outcomes[call.outcome] += 1
+        call.account.outcomes[call.outcome] += 1
         if self._quiet and self.on_activity is not None:
             self._quiet = False
             self.on_activity()
@@ -485,43 +507,17 @@ class Router:
         """Opens the connection to a replica in the background, again and again while the snapshot names it."""
         if link.task is None and link.peer is None and not link.leaving:
             self._links.add(link)
-            link.task = self.loop.create_task(self._connect(link))
+            link.task = self.loop.create_task(link.connect())
 
-    async def _connect(self, link: Link) -> None:
-        while not link.leaving:
-            if link.failures:
-                await self.clock.sleep(CONNECT_BACKOFF_S[min(link.failures, len(CONNECT_BACKOFF_S)) - 1])
-            try:
-                peer = await connect(link.target.address, self.name)
-            except Exception as error:
-                logger.debug("replica %s cannot be reached yet: %s", link.target.id, error)
-                link.failures += 1
+    def look_at_marks(self) -> None:
+        """Hears from every replica which calls it has begun, where it says so by its mark only."""
+        for link in self._links:
+            peer = link.peer
+            if peer is None or not link.in_flight:
                 continue
-            link.since = self.clock.now()
-            peer.on_ready = lambda count: link.lane.ready(link, count)
-            peer.on_lost = lambda _: self._lost(link)
-            link.peer = peer
-            link.task = None
-            if link.leaving or peer.closed:
-                self._lost(link)
-                peer.close()
-                return
-            link.lane.measure_room()
-            link.lane.dispatch()
-            return
-        link.task = None
-
-    def _lost(self, link: Link) -> None:
-        # A replica that answers and hangs up must not be called in a busy loop.
-        link.failures = link.failures + 1 if self.clock.now() - link.since < STEADY_S else 0
-        link.peer = None
-        link.blocked = False
-        link.granted = 0
-        link.probe = None
-        if not link.leaving and link.lane.links.get(link.target.id) is link:
-            self.connect(link)
-        link.lane.measure_room()
-        link.lane.dispatch()
+            for id, sink in peer.sinks.items():
+                if isinstance(sink, Call) and not sink.started and peer.has_started(id):
+                    sink.wire_started()
 
     async def close(self) -> None:
         """Cancels what is under way and closes all connections; what comes later is refused."""
@@ -535,20 +531,7 @@ class Router:
             call.cancel("the router closes")
         for link in list(self._links):
             link.close()
+        for lane in self.lanes.values():
+            lane.stop()
         self._early.clear()
         self.lanes.clear()
-
-
-def instance_gone() -> NotRunningError:
-    """The error of calls to an instance that has ended."""
-    return NotRunningError("the Skate instance that this process was connected to has ended: start it again")
-
-
-def timed_out(call: Call, now: float) -> CallTimeoutError:
-    """The error of a call whose deadline has passed; says where it was by then."""
-    where = "running" if call.running else "waiting for a slot of a replica"
-    # uvloop's timers count in milliseconds and may be early by a part of one: what is over is the limit, at least
-    seconds = max(0.0, now - call.accepted_at, (call.deadline or now) - call.accepted_at)
-    return CallTimeoutError(
-        f"request {call.request_id} to {call.deployment_key!r} timed out after {seconds:.3g} s while {where}"
-    )

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from skate.core.clock import Clock
-from skate.core.specs import Snapshot
+from skate.core.errors import NotRunningError
+from skate.core.specs import Counts, Snapshot
 from skate.dataplane.router import Router
 from skate.dataplane.transport.memory import LISTENERS
 from skate.dataplane.transport.peers import Peer, connect
@@ -27,6 +28,7 @@ RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach the controlle
 STEADY_S = 1.0  # a line that lived this long is tried again at once when it is lost
 LEDGER_PERIOD_S = 0.5  # counts of calls are told at most this often, and only when they changed
 CLOSE_S = 0.5  # for the last counts
+METRICS_S = 5.0  # for the controller to say the metrics
 
 _snapshot_decoder = msgspec.msgpack.Decoder(Snapshot)
 
@@ -45,6 +47,7 @@ class Uplink:
         self._task: asyncio.Task[None] | None = None
         self._asks: set[asyncio.Task[None]] = set()
         self._ledger_timer: asyncio.TimerHandle | None = None
+        self._told: Counts = {}  # the counts that the controller has, on this connection
         router.on_activity = self._plan_ledger
 
     def start(self) -> None:
@@ -72,6 +75,8 @@ class Uplink:
                 peer.subscribe("snapshots", b"", self._on_snapshot, _closer(peer))
                 for method, body in self._reports.items():
                     self._send(method, body)
+                self._told = {}
+                self._say_ledger()
                 self.connected.set()
                 await lost.wait()
             self.connected.clear()
@@ -109,6 +114,7 @@ class Uplink:
         try:
             await peer.ask(method, body)
         except Exception as error:
+            self._told = {}  # whatever was lost: all counts come again
             logger.debug("report %s was not taken: %s", method, error)
 
     async def told(self, method: str, value: Any, timeout_s: float = 5.0) -> None:
@@ -129,12 +135,33 @@ class Uplink:
     def _tell_ledger(self) -> None:
         self._ledger_timer = None
         self.router.activity_seen()
-        self.report("report_ledger", self.router.ledger.report())
+        self._say_ledger()
+
+    def _say_ledger(self) -> asyncio.Task[None] | None:
+        """Tells the counts that changed since they were last told on this connection."""
+        if self.peer is None:
+            return None
+        self.router.look_at_marks()
+        counts = self.router.ledger.reports()
+        news = {key: report for key, report in counts.items() if self._told.get(key) != report}
+        if not news:
+            return None
+        self._told = counts
+        return self._send("report_ledger", msgspec.msgpack.encode(news))
 
     async def tell_ledger(self) -> None:
-        """Tells the counts now and waits until the controller has them."""
-        if self.peer is not None:
-            await self.told("report_ledger", self.router.ledger.report(), CLOSE_S)
+        """Tells the counts now and waits until the controller has them, at most ``CLOSE_S``."""
+        task = self._say_ledger()
+        asks = [task] if task is not None else list(self._asks)
+        if asks:
+            await asyncio.wait(asks, timeout=CLOSE_S)
+
+    async def metrics(self) -> bytes:
+        """The metrics of the instance, with this process's counts as they are now. NotRunningError if it is away."""
+        await self.tell_ledger()
+        if self.peer is None:
+            raise NotRunningError("the controller is away")
+        return await self.peer.ask("metrics", timeout_s=METRICS_S)
 
     async def close(self) -> None:
         """Says the last counts and ends the line."""

@@ -5,12 +5,21 @@ between two states names every key that changed and nothing else, so applying it
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.status import Living, current, living_replicas
 from skate.controlplane.decide.survey import is_ready
 from skate.controlplane.decide.values import DeploymentMemory, Desired, Memory, Observed
-from skate.core.specs import DeploymentSpec, DeploymentTarget, ReplicaTarget, Route, Snapshot
+from skate.core.specs import (
+    AppSpec,
+    DeploymentSpec,
+    DeploymentTarget,
+    ReplicaTarget,
+    RequestRouterTarget,
+    Route,
+    Snapshot,
+)
 
 CAUSE_MAX = 300  # characters of a cause that callers are shown; the status has all of it
 
@@ -31,7 +40,9 @@ def published(desired: Desired, observed: Observed, memory: Memory, addresses: d
         if goal.deleting:
             continue
         for spec in goal.spec.deployments:
-            deployments[spec.key] = target_of(spec, living, current(goal, spec, memory), addresses)
+            chooser = request_router_of(goal.spec, spec)
+            target = target_of(spec, living, current(goal, spec, memory), addresses)
+            deployments[spec.key] = replace(target, request_router=chooser) if chooser is not None else target
         if goal.spec.route_prefix is not None:
             routes.append(Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress))
     return Published(deployments, tuple(sorted(routes, key=lambda route: route.prefix)))
@@ -61,7 +72,16 @@ def target_of(
         backpressure_status=pressure.status_code,
         retry_after_s=pressure.retry_after_s,
         ingress=spec.ingress,
+        retry=spec.options.retry,
     )
+
+
+def request_router_of(app: AppSpec, spec: DeploymentSpec) -> RequestRouterTarget | None:
+    """Who chooses the replicas, with what a router needs to import it."""
+    config = spec.options.request_router_config
+    if config is None or config.request_router_class is None:
+        return None
+    return RequestRouterTarget(config.request_router_class, config.request_router_kwargs, app.sys_path, app.cwd)
 
 
 def cause_of(error: str) -> str:

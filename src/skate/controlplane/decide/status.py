@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from skate.controlplane.decide import restart
+from skate.controlplane.decide.ledger import total
 from skate.controlplane.decide.reconcile import gave_up, is_failing, is_settled
 from skate.controlplane.decide.rollout import Standing
 from skate.controlplane.decide.survey import is_ready
@@ -25,10 +26,10 @@ from skate.controlplane.decide.values import (
 from skate.core.specs import (
     ApplicationState,
     ApplicationStatus,
+    Counts,
     DeploymentSpec,
     DeploymentState,
     DeploymentStatus,
-    LedgerReport,
     ProxyStatus,
     ReplicaPhase,
     ReplicaStatus,
@@ -49,7 +50,7 @@ Living = dict[str, list[tuple[ReplicaMemory, ReplicaSeen]]]  # by deployment key
 
 
 def serve_status(
-    desired: Desired, observed: Observed, memory: Memory, now: float, calls: LedgerReport, pid: int
+    desired: Desired, observed: Observed, memory: Memory, now: float, calls: Counts, pid: int
 ) -> ServeStatus:
     """The whole instance."""
     living = living_replicas(observed, memory)
@@ -61,7 +62,8 @@ def serve_status(
         applications={
             name: application_status(goal, living, memory, now, memory.ending) for name, goal in desired.apps.items()
         },
-        calls=calls,
+        calls=total(calls.values()),
+        calls_by_deployment=calls,
     )
 
 

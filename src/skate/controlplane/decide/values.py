@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from skate.core.specs import AppSpec, LedgerReport, ReplicaPhase
+from skate.core.specs import AppSpec, Counts, ReplicaPhase
 
 RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them
 
@@ -136,7 +136,7 @@ class Memory(msgspec.Struct, frozen=True):
     replicas: dict[str, ReplicaMemory] = {}
     deployments: dict[str, DeploymentMemory] = {}
     proxies: dict[str, ProxyMemory] = {}
-    ended_calls: LedgerReport = LedgerReport()  # counts of processes that are gone; kept here to be stored
+    ended_calls: Counts = {}  # counts of processes that are gone; kept here to be stored
     ending: bool = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 from skate.core.errors import AddressInUseError
@@ -42,6 +43,18 @@ def reserve(host: str) -> socket.socket:
     return _bound(host, 0, ["SO_REUSEPORT"])
 
 
+def is_local(client: tuple[str, int] | None) -> bool:
+    """Whether a client is on this machine."""
+    if client is None:
+        return False
+    try:
+        address = ipaddress.ip_address(client[0].partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
 def _bound(host: str, port: int, options: list[str]) -> socket.socket:
     if not 0 <= port <= 65_535:  # the system would take it modulo 65536
         raise AddressInUseError(f"HTTP cannot be served on port {port}: choose one from 0 (any free one) to 65535")
@@ -71,3 +84,8 @@ def _why(error: OSError, port: int) -> str:
     if isinstance(error, PermissionError):
         return f"port {port} is reserved for the system administrator; choose one from 1024 on"
     return f"{error.strerror or error}; choose an address of this machine, 127.0.0.1 or 0.0.0.0"
+
+
+def host_and_port(name: object) -> tuple[str, int] | None:
+    """Host and port from what a socket calls an address, where there are such."""
+    return (name[0], name[1]) if isinstance(name, tuple) and len(name) >= 2 else None

@@ -63,7 +63,7 @@ def _of_error(error: BaseException, request_id: str) -> Answer:
     if isinstance(error, RequestError):
         return Answer(error.status_code, _sentence(error))
     if isinstance(error, BackPressureError):
-        return Answer(http_status(error), _sentence(error), _retry_after(error.retry_after_s))
+        return Answer(http_status(error), _sentence(error), _retry_after(error.retry_after_s) or _retry_after(1.0))
     if isinstance(error, CallTimeoutError):
         hint = "Set another limit with the header X-Request-Timeout-Seconds (0: none) or with request_timeout_s."
         return Answer(408, f"{_sentence(error)} {hint}")

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import httptools
 
 from skate.core.errors import CallTimeoutError, SkateError
-from skate.dataplane.proxy.answers import JSON_TYPE, TEXT_TYPE, Answer, of_error
+from skate.dataplane.proxy.address import host_and_port
+from skate.dataplane.proxy.answers import TEXT_TYPE, Answer, of_error
 from skate.dataplane.proxy.http_call import HttpCall
 from skate.dataplane.proxy.outlet import Outlet
 from skate.dataplane.proxy.request import (
@@ -129,8 +130,8 @@ class Connection(asyncio.Protocol):
         self.outlet = Outlet(self.transport)
         self.write = self.outlet.write
         self.parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
-        self.client = _address(transport.get_extra_info("peername"))
-        self.server = _address(transport.get_extra_info("sockname"))
+        self.client = host_and_port(transport.get_extra_info("peername"))
+        self.server = host_and_port(transport.get_extra_info("sockname"))
         if not self.front.enter(self):
             self.phase = CLOSED
             self.write(self.front.full_answer())
@@ -362,8 +363,9 @@ class Connection(asyncio.Protocol):
         pieces, self.pieces = self.pieces, []
         body = b"" if not pieces else pieces[0] if len(pieces) == 1 else b"".join(pieces)
         call = self.front.call(request, self)
-        if isinstance(call, Answer):
-            self.say(call, request)
+        if not isinstance(call, HttpCall):
+            if call is not None:
+                self.say(call, request)
             return
         self.call = call
         self.uploading = not complete
@@ -424,9 +426,14 @@ class Connection(asyncio.Protocol):
 
     def say(self, answer: Answer, request: Request | None) -> None:
         """Gives an answer of the proxy's own."""
-        headers: Headers = [] if JSON_TYPE in answer.headers else [TEXT_TYPE]
+        headers: Headers = [] if any(name == TEXT_TYPE[0] for name, _ in answer.headers) else [TEXT_TYPE]
         begin = status_line(answer.status) + header_lines(headers + answer.headers)
         self.give(begin, answer.status, answer.text.encode("utf-8", "replace"), request)
+
+    def say_later(self, answer: Answer, request: Request) -> None:
+        """Gives an answer that had to be asked for, if its client still waits for it."""
+        if self.phase == ANSWER and self.request is request:
+            self.say(answer, request)
 
     def give(self, begin: bytes, status: int, body: bytes, request: Request | None) -> None:
         """Gives a whole answer: its status line with headers, and a body."""
@@ -458,13 +465,10 @@ class Connection(asyncio.Protocol):
             return
         self._stop_timer()
         if request is None:
-            request = self._half_read()
+            watched = [pair for pair in self.watched if pair[0] == REQUEST_ID]
+            request = read_request(b"", b"*", "1.1", [], watched, None)
         self.phase = BODY if self.phase < ANSWER else self.phase
         self.say(of_error(error, request.request_id), request)
-
-    def _half_read(self) -> Request:
-        watched = [pair for pair in self.watched if pair[0] == REQUEST_ID]
-        return read_request(b"", b"*", "1.1", [], watched, None)
 
     def fault(self, request: Request | None, begun: bool) -> None:
         """Ends the connection because of a fault of ours."""
@@ -593,8 +597,3 @@ class Connection(asyncio.Protocol):
         """The last frame was written."""
         self.socket = None
         self._end()
-
-
-def _address(name: object) -> tuple[str, int] | None:
-    """Host and port, where there are such."""
-    return (name[0], name[1]) if isinstance(name, tuple) and len(name) >= 2 else None

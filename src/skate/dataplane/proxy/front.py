@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from skate.core.clock import Clock
 from skate.core.errors import DeploymentUnavailableError, PayloadTooLargeError
 from skate.core.specs import HttpOptions, Route
+from skate.dataplane.proxy.address import is_local
 from skate.dataplane.proxy.answers import JSON_TYPE, Answer, not_found, not_ready
 from skate.dataplane.proxy.connection import ANSWER, BODY, HEAD, Connection
 from skate.dataplane.proxy.heads import Heads
@@ -24,6 +26,7 @@ from skate.dataplane.proxy.websocket import SocketCall, offered, shake_hands
 from skate.dataplane.router import Router
 from skate.dataplane.routing.routes import Mount, RouteTable
 from skate.dataplane.wire.head import HTTP, WEBSOCKET, CallHead, HttpHead, encode_http
+from skate.observe.metrics import CONTENT_TYPE as METRICS_TYPE
 
 logger = logging.getLogger("skate.proxy")
 
@@ -35,7 +38,13 @@ COMPLAIN_S = 10.0  # between two lines in the log about too many connections
 NOT_READY = "No application has been deployed yet."
 NOT_LOADED = "No replica is ready yet."
 DRAINING = "This proxy is being stopped."
+BUSY = "The metrics are being asked for too often."
+NO_METRICS = "The controller of this instance is away; the metrics come back with it."
 FULL = "This server has as many open connections as it can hold."
+
+METRICS = "/-/metrics"
+METRICS_MAX = 8  # questions for the metrics that one proxy has under way
+FORWARDED = frozenset((b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"))  # headers of proxies in front
 
 _OWN = "/-/"
 _NO_SUBPROTOCOLS: list[str] = []
@@ -60,6 +69,8 @@ class Front:
         self.tick = clock.now()
         self.empty = asyncio.Event()  # set while there is no connection
         self.empty.set()
+        self.metrics: Callable[[], Awaitable[bytes]] | None = None  # asks for them
+        self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._date = b""
         self._date_until = -1.0
@@ -78,11 +89,14 @@ class Front:
 
     # -- from a request to a call ---------------------------------------------------------------
 
-    def call(self, request: Request, connection: Connection) -> HttpCall | Answer:
-        """The call that a request becomes, or what it is answered without one."""
+    def call(self, request: Request, connection: Connection) -> HttpCall | Answer | None:
+        """The call that a request becomes, or what it is answered without one; None: that comes later."""
         mount = self.mount_of(request)
         if mount is None:
-            return self._own_answer(self.local_path(request.path))
+            path = self.local_path(request.path)
+            if path == METRICS and self._shows_metrics(request, connection):
+                return self._metrics_later(request, connection)
+            return self._own_answer(path)
         deadline = request.deadline
         if deadline is None and request.timeout_s is not None:
             deadline = self.clock.now() + request.timeout_s
@@ -148,6 +162,29 @@ class Front:
         if path == "/-/healthz":
             return Answer(200, "success") if self._has_answered() else not_ready(NOT_LOADED)
         return Answer(200, msgspec.json.encode(self.table.table()).decode(), [JSON_TYPE])
+
+    def _shows_metrics(self, request: Request, connection: Connection) -> bool:
+        """Only this machine may see them, and only itself: not whom a proxy in front speaks for."""
+        spoken_for = any(name in FORWARDED for name, _ in request.headers)
+        whole = connection.phase == ANSWER and request.method in ("GET", "HEAD")
+        return whole and not spoken_for and self.metrics is not None and is_local(connection.client)
+
+    def _metrics_later(self, request: Request, connection: Connection) -> Answer | None:
+        if self.draining or len(self._tasks) >= METRICS_MAX:
+            return not_ready(DRAINING if self.draining else BUSY)
+        task = self.loop.create_task(self._answer_metrics(request, connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return None
+
+    async def _answer_metrics(self, request: Request, connection: Connection) -> None:
+        assert self.metrics is not None
+        try:
+            answer = Answer(200, (await self.metrics()).decode(), [(b"content-type", METRICS_TYPE.encode())])
+        except Exception as error:
+            logger.debug("the metrics cannot be had: %s", error)
+            answer = not_ready(NO_METRICS)
+        connection.say_later(answer, request)
 
     def _has_answered(self) -> bool:
         """Whether an application could be served once; from then on what waits for a replica is no fault of ours."""
@@ -255,3 +292,5 @@ class Front:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for task in self._tasks:
+            task.cancel()

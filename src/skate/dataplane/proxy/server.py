@@ -87,6 +87,7 @@ def allow_files() -> None:
 
 async def _serve(id: str, options: HttpOptions, listener: socket.socket, uplink: Uplink, life: Life) -> None:
     front = Front(uplink.router, options, life.clock)
+    front.metrics = uplink.metrics
     stopping = asyncio.ensure_future(life.stopping.wait())
     known = asyncio.ensure_future(uplink.router.known.wait())
     try:

@@ -16,6 +16,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import math
 import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
@@ -474,6 +475,7 @@ async def _answer_error(connection: Any, error: Exception) -> Response | None:
     if connection.scope["type"] == "websocket":
         await connection.close(code=WEBSOCKET_TRY_AGAIN, reason=type(error).__name__)
         return None
-    wait_s = getattr(error, "retry_after_s", None)
-    headers = None if wait_s is None else {"Retry-After": str(max(1, round(wait_s)))}
+    headers = None
+    if isinstance(error, BackPressureError):
+        headers = {"Retry-After": str(math.ceil(1 if error.retry_after_s is None else error.retry_after_s))}
     return JSONResponse({"detail": str(error)}, status_code=http_status(error), headers=headers)

@@ -1,0 +1,1 @@
+"""What Skate tells those who watch it."""
