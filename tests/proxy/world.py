@@ -67,7 +67,7 @@ class Replica:
         task.add_done_callback(self.tasks.discard)
         task.add_done_callback(lambda _: self.slots.free())
 
-        def cancel(reason: str) -> None:
+        def cancel(reason: str, cause: str) -> None:
             self.cancelled.append(reason)
             task.cancel()
 

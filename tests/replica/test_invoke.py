@@ -448,7 +448,7 @@ class Child:
     def __init__(self) -> None:
         self.cancelled: list[str] = []
 
-    def cancel(self, reason: str = "") -> None:
+    def cancel(self, reason: str, cause: str) -> None:
         self.cancelled.append(reason)
 
 

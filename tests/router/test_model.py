@@ -145,7 +145,7 @@ class Replica:
         assert len(self.works) <= self.limit, f"{self.id} runs more than {self.limit}"
         self.began.setdefault(exchange.session, []).append(exchange.head.request_id)
         self.world.calls[exchange.head.request_id].executions += 1
-        exchange.on_cancel = lambda reason: self.cancelled(exchange)
+        exchange.on_cancel = lambda reason, cause: self.cancelled(exchange)
 
     def cancelled(self, exchange: Exchange) -> None:
         if self.world.chance.random() < 0.6:  # the rest cannot be interrupted and keeps its slot

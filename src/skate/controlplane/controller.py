@@ -327,7 +327,7 @@ class Controller:
                 exchange.reply(answer)
         elif in_time is not None:
             task = self._tasks.start(self._answer(exchange, in_time))
-            exchange.on_cancel = lambda _: _cancel(task)
+            exchange.on_cancel = lambda *why: _cancel(task)
 
     async def _answer(self, exchange: Exchange, method: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
         try:

@@ -29,7 +29,7 @@ from skate.core.ids import request_id
 from skate.dataplane import caller as callers
 from skate.dataplane.call import Call
 from skate.dataplane.caller import Caller
-from skate.dataplane.pending import Pending, unsendable, wake_on, waker
+from skate.dataplane.pending import Pending, Resolving, unsendable, wake_on, waker
 from skate.dataplane.wire.head import PYTHON, CallHead
 
 R = TypeVar("R")
@@ -449,7 +449,11 @@ class DeploymentHandle(Generic[T_co]):
     ) -> None:
         caller = answer._caller
         limit: asyncio.Timeout | None = None
+        waiting = Resolving(answer)
         try:
+            if under is not None:
+                under.raise_if_cancelled()
+                under.children.add(waiting)
             deadline = self._deadline(caller, under)
             left = None if deadline is None else max(0.0, deadline - caller.router.clock.now())
             async with asyncio.timeout(left) as limit:
@@ -457,14 +461,18 @@ class DeploymentHandle(Generic[T_co]):
                 named = {name: await _resolved(value) for name, value in kwargs.items()}
             self._submit(answer, under, self._packed(values, named), deadline)
         except asyncio.CancelledError:
-            answer._failed(
-                RequestCancelledError(f"request {answer.request_id} was cancelled while its arguments were awaited")
-            )
+            if not answer._done:
+                text = f"request {answer.request_id} was cancelled while its arguments were awaited"
+                answer._failed(RequestCancelledError(text))
             raise
         except Exception as error:
             if isinstance(error, TimeoutError) and limit is not None and limit.expired():
                 error = CallTimeoutError(f"request {answer.request_id} timed out while its arguments were awaited")
-            answer._failed(error)
+            if not answer._done:
+                answer._failed(error)
+        finally:
+            if under is not None:
+                under.children.discard(waiting)
 
     def __reduce__(self) -> tuple[Any, ...]:
         address = self._address

@@ -25,6 +25,7 @@ from skate.core.errors import (
     ReplicaDiedError,
     SkateError,
 )
+from skate.core.pace import Pace
 from skate.core.specs import DeploymentTarget, ReplicaTarget, Route, Snapshot
 from skate.dataplane.call import LOSSES_MAX, Call
 from skate.dataplane.ledger import Ledger, Outcome
@@ -39,6 +40,8 @@ logger = logging.getLogger("skate.router")
 STEADY_S = 1.0  # a connection that lived this long is opened again at once when it is lost
 CONNECT_BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach a replica that the snapshot names
 LOAD_FRESH_S = 0.1  # after this silence what a replica said of its load (mostly other routers' calls) is forgotten
+DROPPED_PER_S = 20  # lines of the log about requests that were cancelled or timed out
+OVERDUE = "the time of the request is over"
 EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
 AHEAD_MAX = 64  # calls beyond its slots that an only replica is sent: they wait there instead of a round trip away
 AHEAD_BYTES = 64 * 1024  # of such a call
@@ -372,6 +375,7 @@ class Router:
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()  # all, also those of deployments that are gone
         self._sequence = 0
         self._quiet = True
+        self._dropped = Pace(DROPPED_PER_S)
         self._early: list[Call] = []  # calls that came before the first snapshot
 
     # -- snapshots ------------------------------------------------------------------------------
@@ -433,7 +437,8 @@ class Router:
         context = call.context
         if context is not None:
             if context.cancel_reason is not None:
-                call.cancel(f"the request it belongs to was cancelled: {context.cancel_reason}")
+                reason = f"the request it belongs to was cancelled before it was made: {context.cancel_reason}"
+                call.cancel(reason, context.cancel_cause or "cancelled")
                 return
             context.children.add(call)
         if call.deadline is not None:
@@ -464,7 +469,7 @@ class Router:
         call.timer = None
         if call.outcome is None:
             error = timed_out(call, self.clock.now())
-            call.drop(Outcome.TIMED_OUT, error, "the deadline of the call has passed")
+            call.drop(Outcome.TIMED_OUT, error, OVERDUE, "timed_out")
 
     def count(self, call: Call) -> None:
         """Books the outcome of a call (called once for each, by the call)."""
@@ -474,6 +479,16 @@ class Router:
         if self._quiet and self.on_activity is not None:
             self._quiet = False
             self.on_activity()
+
+    def say_dropped(self, call: Call, reason: str) -> None:
+        """One line for a request that was given up and belongs to no other; not more of them than can be read."""
+        now = self.clock.now()
+        skipped = self._dropped.allow(now)
+        if skipped is not None:
+            more = f" ({skipped} more were given up and not named)" if skipped else ""
+            after_s = now - call.accepted_at
+            logger.info("request %s to %s given up after %.3g s: %s%s",
+                        call.request_id, call.deployment_key, after_s, reason, more)  # fmt: skip
 
     def activity_seen(self) -> None:
         """The counts were read; ``on_activity`` comes again with the next change."""
@@ -532,7 +547,7 @@ class Router:
             if link.peer is not None:
                 calls += [sink for sink in link.peer.sinks.values() if isinstance(sink, Call)]
         for call in calls:
-            call.cancel("the router closes")
+            call.cancel("the process that made the call ends", "caller_lost")
         for link in list(self._links):
             link.close()
         self._early.clear()

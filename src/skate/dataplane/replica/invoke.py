@@ -24,6 +24,7 @@ from skate.core import context
 from skate.core.clock import Clock
 from skate.core.errors import (
     CallTimeoutError,
+    CancelCause,
     MethodNotFoundError,
     ReplicaDiedError,
     RequestCancelledError,
@@ -130,6 +131,7 @@ class Invocation:
         "_gone",
         "_next_turn",
         "_started",
+        "cancel_cause",
         "cancel_reason",
         "context",
         "deadline",
@@ -144,6 +146,7 @@ class Invocation:
         self.exchange = exchange
         self.whole = exchange.complete  # now: later it only says that the rest has arrived
         self.cancel_reason: str | None = None
+        self.cancel_cause: CancelCause = "cancelled"
         self.context: context.RequestContext | None = None
         timeout_s = exchange.head.timeout_s
         self.deadline = None if timeout_s is None else invoker.clock.now() + timeout_s
@@ -158,6 +161,10 @@ class Invocation:
     @property
     def body(self) -> bytes:
         return self.exchange.body
+
+    @property
+    def complete(self) -> bool:
+        return self.exchange.complete
 
     async def receive(self) -> bytes | None:
         return await self.exchange.receive()
@@ -175,24 +182,28 @@ class Invocation:
 
     # -- outside events -------------------------------------------------------------------------
 
-    def cancel(self, reason: str) -> None:
+    def cancel(self, reason: str, cause: CancelCause) -> None:
         """The caller cancelled or is gone: stops the handler and the calls under it."""
         if self.cancel_reason is not None:
             return
-        self.cancel_reason = reason
+        self.cancel_reason, self.cancel_cause = reason, cause
         self._say_gone()
-        request = self.context
-        if request is not None:
-            request.cancel_reason = reason
-            for child in tuple(request.children):
-                child.cancel(reason)
+        if self.context is not None:
+            self.context.cancel(reason, cause)
         if self._started and self.task is not None:  # a task that has not started looks at cancel_reason itself
             self.task.cancel(reason)
 
     def stop(self, reason: str) -> None:
         """The replica gives the call up: the caller hears of it at once."""
         self.exchange.fail(ReplicaDiedError(f"Request {self.exchange.head.request_id}: {reason}."))
-        self.cancel(reason)
+        self.cancel(reason, "shutting_down")
+
+    def _client_left(self) -> None:
+        """The client of a WebSocket is gone: nobody takes what is under way. The application hears of it by a message,
+        and what it still calls to clean up goes through.
+        """
+        if self.context is not None:
+            self.context.cancel_children("the client disconnected", "client_disconnected")
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -210,7 +221,9 @@ class Invocation:
         finally:
             if not self.exchange.ended:  # ours to mend, but not at the cost of the caller
                 self.exchange.fail(RuntimeError("the call ended without an answer"))
-            self.exchange.on_cancel = None  # or each would keep the other, and the body, until the next full collection
+            self.exchange.on_cancel = self.exchange.on_complete = (
+                None  # or each would keep the other, and the body, until the next full collection
+            )
             self._say_gone()
             self.invoker.ended(self)
             if self._done is not None:
@@ -218,7 +231,9 @@ class Invocation:
 
     def _enter(self) -> None:
         head, target = self.exchange.head, self.invoker.target
-        self.context = context.RequestContext(head.request_id, target.app, target.deployment, head.route, self.deadline)
+        self.context = context.RequestContext(
+            head.request_id, target.app, target.deployment, head.route, self.deadline, self.invoker.clock.now
+        )
         context.request.set(self.context)
         self._check_deadline()
 
@@ -358,6 +373,7 @@ class Invocation:
                 f"Deployment {target.deployment!r} of application {target.app!r} has no WebSocket route; "
                 "give it a FastAPI application with one, by @serve.ingress(app)."
             )
+        self.exchange.on_complete = self._client_left  # its last message is that it leaves
         http = decode_http(self.exchange.head.http)
         self._log_late(await asgi.serve_websocket(target.asgi, http, self, self.exchange, target.state))
 
@@ -396,7 +412,8 @@ class Invocation:
 
     def _fail_cancelled(self) -> None:
         reason = self.cancel_reason or "the handler raised CancelledError, though nobody had cancelled the request"
-        self.exchange.fail(RequestCancelledError(f"Request {self.exchange.head.request_id} was cancelled: {reason}."))
+        text = f"Request {self.exchange.head.request_id} was cancelled: {reason}."
+        self.exchange.fail(RequestCancelledError(text, self.cancel_cause))
 
     def _fail(self, error: BaseException) -> None:
         try:

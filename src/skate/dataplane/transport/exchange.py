@@ -12,6 +12,7 @@ import mmap
 from collections import deque
 from collections.abc import Callable
 
+from skate.core.errors import CancelCause
 from skate.dataplane.transport.failure import encode_failure
 from skate.dataplane.transport.framed import Framed
 from skate.dataplane.transport.mark import attached, note
@@ -38,6 +39,7 @@ from skate.dataplane.wire.frames import (
     pack_count,
     pack_ids,
     split_head,
+    unpack_cancel,
     unpack_count,
 )
 from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_head
@@ -64,6 +66,7 @@ class Exchange:
         "head",
         "id",
         "on_cancel",
+        "on_complete",
         "on_end",
         "session",
     )
@@ -79,7 +82,8 @@ class Exchange:
         self.asks = bool(flags & ASKS)
         self.ended = False
         self.cancel_reason: str | None = None
-        self.on_cancel: Callable[[str], None] | None = None
+        self.on_cancel: Callable[[str, CancelCause], None] | None = None
+        self.on_complete: Callable[[], None] | None = None  # the last chunk of the input has arrived
         self.on_end: Callable[[], None] | None = None
         self._input: deque[bytes | None] | None = None
         self._input_waiters: list[asyncio.Future[None]] = []  # user code may wait in several tasks at once
@@ -110,6 +114,8 @@ class Exchange:
         if last:
             self.complete = True
             self._input.append(None)
+            if self.on_complete is not None:
+                self.on_complete()
         _wake(self._input_waiters)
 
     # -- output ---------------------------------------------------------------------------------
@@ -197,7 +203,7 @@ class Exchange:
     def credit_came(self) -> None:
         _wake(self._output_waiters)
 
-    def cancelled(self, reason: str) -> None:
+    def cancelled(self, reason: str, cause: CancelCause) -> None:
         """The caller cancelled or is gone (called by the Session)."""
         if self.ended:
             return
@@ -205,7 +211,7 @@ class Exchange:
         callback = self.on_cancel
         self._finish()
         if callback is not None:
-            callback(reason)
+            callback(reason, cause)
 
     def _finish(self) -> None:
         self.ended = True
@@ -271,7 +277,7 @@ class Session(Framed):
             elif kind == CANCEL:
                 exchange = self.exchanges.get(call)
                 if exchange is not None:
-                    exchange.cancelled(body.decode("utf-8", "replace") or "cancelled by the caller")
+                    exchange.cancelled(*unpack_cancel(flags, body))
             elif kind == CREDIT:
                 exchange = self.exchanges.get(call)
                 if exchange is not None:
@@ -328,7 +334,7 @@ class Session(Framed):
             self._mark.close()
             self._mark = None
         for exchange in list(self.exchanges.values()):
-            exchange.cancelled("the caller's connection was lost")
+            exchange.cancelled("the process that made the call is gone", "caller_lost")
         if self.listener.on_session_lost is not None:
             self.listener.on_session_lost(self)
 

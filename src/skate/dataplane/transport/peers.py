@@ -18,6 +18,7 @@ from typing import Protocol
 
 from skate.core.errors import (
     CallTimeoutError,
+    CancelCause,
     NotRunningError,
     PayloadTooLargeError,
     RequestCancelledError,
@@ -31,7 +32,6 @@ from skate.dataplane.transport.mark import Mark, offered
 from skate.dataplane.transport.memory import LISTENERS, connect_memory
 from skate.dataplane.wire.frames import (
     CALL,
-    CANCEL,
     CHUNK,
     CREDIT,
     ERROR,
@@ -47,6 +47,7 @@ from skate.dataplane.wire.frames import (
     Frame,
     join_head,
     pack,
+    pack_cancel,
     pack_count,
     unpack_count,
     unpack_ids,
@@ -131,11 +132,11 @@ class Peer(Framed):
         if credit:
             self.write(credit)
 
-    def cancel(self, call: int, reason: str) -> None:
+    def cancel(self, call: int, reason: str, cause: CancelCause = "cancelled") -> None:
         """Tells the callee to stop; nothing more is heard of the call."""
         if self.sinks.pop(call, None) is not None:
             self.wire.close(call)
-            self.write(pack(CANCEL, call, 0, 0, reason.encode()[:1024]))
+            self.write(pack_cancel(call, reason, cause))
 
     def release(self, count: int) -> None:
         """Gives back slots that READY promised."""
