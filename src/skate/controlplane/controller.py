@@ -43,6 +43,7 @@ from skate.core.specs import (
     ControllerConfig,
     HttpOptions,
     LedgerReport,
+    LoopReport,
     ProcessSpec,
     ProxyConfig,
     ProxyReport,
@@ -125,6 +126,7 @@ class Controller:
         self._at_once: dict[str, Callable[[Exchange], bytes]] = {
             "deploy": self._deploy,
             "report_replica": self._report_replica,
+            "report_loop": self._report_loop,
             "report_proxy": self._report_proxy,
             "report_ledger": self._report_ledger,
             "shutdown": self._shutdown,
@@ -411,6 +413,11 @@ class Controller:
 
     def _report_replica(self, exchange: Exchange) -> bytes:
         self._sightings.replica_said(_decoded(exchange, ReplicaReport), self._clock.now())
+        self._changed.set()
+        return b""
+
+    def _report_loop(self, exchange: Exchange) -> bytes:
+        self._sightings.loop_said(_decoded(exchange, LoopReport))
         self._changed.set()
         return b""
 

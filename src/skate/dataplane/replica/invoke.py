@@ -63,6 +63,7 @@ class Invoker:
         self._context = contextvars.copy_context()
         self._running: set[Invocation] = set()
         self._closing = False
+        self.on_call: Callable[[], None] | None = None  # told of the next call, and then forgotten
         self._idle: asyncio.Event = asyncio.Event()
 
     @property
@@ -80,6 +81,9 @@ class Invoker:
         exchange.begin()
         invocation = Invocation(self, exchange, done)
         self._running.add(invocation)
+        if self.on_call is not None:
+            told, self.on_call = self.on_call, None
+            told()
         exchange.on_cancel = invocation.cancel
         invocation.task = self.loop.create_task(invocation.run(), context=self._context.copy())
 
