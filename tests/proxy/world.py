@@ -57,7 +57,7 @@ class Replica:
         if verdict == REFUSED:
             exchange.refuse()
         elif verdict == PARKED:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def begin(self, exchange: Exchange) -> None:
         exchange.begin()

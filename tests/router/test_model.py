@@ -128,7 +128,7 @@ class Replica:
         if verdict == REFUSED:
             exchange.refuse()
         elif verdict == PARKED and exchange not in self.works:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def give_back(self, session: Session) -> None:
         for exchange in self.slots.give_back(session):

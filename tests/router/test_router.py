@@ -78,7 +78,7 @@ class Replica:
             self.refused += 1
             exchange.refuse()
         elif verdict == PARKED and exchange not in self.held:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def give_back(self, session: Session) -> None:
         for exchange in self.slots.give_back(session):

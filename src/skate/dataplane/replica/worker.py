@@ -147,7 +147,7 @@ class Worker:
         if verdict == REFUSED:
             exchange.refuse()
         elif verdict == PARKED and not exchange.ended:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def begin(self, exchange: Exchange) -> None:
         """A call has its slot."""
