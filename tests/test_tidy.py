@@ -42,6 +42,7 @@ INNER_FLOORS: dict[str, Floors] = {
         ("router call uplink ledger",),
         ("caller",),
         ("pending",),
+        ("stream",),
         ("handle",),
         ("proxy", "replica"),
     ),

@@ -27,7 +27,7 @@ from skate.core.errors import (
     RequestCancelledError,
     StreamMismatchError,
 )
-from skate.dataplane.replica.invoke import TURN_S
+from skate.dataplane.replica.outflow import TURN_S
 from tests.replica.line import Line, line_to, until
 
 

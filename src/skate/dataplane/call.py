@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from skate.core.context import RequestContext
-from skate.core.errors import CallTimeoutError, CancelCause, RequestCancelledError
+from skate.core.errors import CallTimeoutError, CancelCause, RequestCancelledError, WireError
 from skate.dataplane.ledger import Outcome
 from skate.dataplane.transport.failure import UserFailure, decode_failure
 from skate.dataplane.wire.frames import split_head
@@ -92,6 +92,10 @@ class Call:
 
     def on_chunk(self, data: bytes) -> None:
         """A part of the answer; give credit with ``consumed`` when it is dealt with."""
+
+    def on_items(self, data: bytes) -> None:
+        """A part of the answer that holds many items of a stream; credit as for ``on_chunk``."""
+        raise WireError(f"request {self.request_id} got a chunk of items, though it did not ask for a stream")
 
     def on_end(self, error: BaseException | None) -> None:
         """The call has its outcome; ``error`` is None for ok."""
@@ -217,6 +221,10 @@ class Call:
             raise
         if last:
             self.end(Outcome.OK, None)
+
+    def wire_items(self, body: bytes) -> None:
+        self.started = True
+        self.on_items(body)
 
     def wire_failed(self, body: bytes) -> None:
         try:

@@ -12,8 +12,7 @@ import asyncio
 import contextvars
 import logging
 import traceback
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,17 @@ from skate.core.errors import (
 )
 from skate.dataplane.replica import asgi
 from skate.dataplane.replica.answer import is_stream, render, stream_chunk, stream_head
+from skate.dataplane.replica.batch import Items, Pieces
 from skate.dataplane.replica.callable import Method, Target
+from skate.dataplane.replica.outflow import Outflow, closing
 from skate.dataplane.replica.request import Request
 from skate.dataplane.replica.threads import Feed, Threads
+from skate.dataplane.stream import ResponseStream
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, decode_http
 
 logger = logging.getLogger("skate.replica")
 
-TURN_S = 0.001  # a stream that never waits gives the loop a turn this often, so that its items really leave
 CLEANUP_S = 1.0  # what cancelled handlers get for their finally blocks when the replica ends
 _OWN_FILES = str(Path(context.__file__).parents[1])  # the folder of the package
 
@@ -133,7 +134,6 @@ class Invocation:
     __slots__ = (
         "_done",
         "_gone",
-        "_next_turn",
         "_started",
         "cancel_cause",
         "cancel_reason",
@@ -157,7 +157,6 @@ class Invocation:
         self.task: asyncio.Task[None] | None = None
         self._done = done
         self._gone: asyncio.Future[None] | None = None
-        self._next_turn = 0.0
         self._started = False
 
     # -- Incoming -------------------------------------------------------------------------------
@@ -265,7 +264,7 @@ class Invocation:
             value, packed = method.function(*args, **kwargs), None
             if method.kind == "async":
                 value = await value
-        if hasattr(type(value), "__await__"):
+        if _is_awaitable(value):
             value = await value  # a Response of another handle, or a coroutine: its value is meant
         if head.stream:
             await self._stream_python(method, value)
@@ -280,7 +279,7 @@ class Invocation:
         self._check_deadline()
         args, kwargs = _arguments(method, payload)
         value = method.function(*args, **kwargs)
-        if self.exchange.head.stream or hasattr(type(value), "__await__"):
+        if self.exchange.head.stream or _is_awaitable(value):
             return value, None
         self._reject_stream(method, value)
         return None, code.dumps(value)
@@ -298,9 +297,15 @@ class Invocation:
                 f"{self._named(method.name)} was called with stream=True but returned {type(value).__name__}, "
                 "not a generator. Call it without stream=True."
             )
-        async with aclosing(self._encoded(value, code.dumps)) as chunks:
-            async for chunk in chunks:
-                await self._send(chunk)
+        out = Outflow(self, self.exchange, self.invoker.clock)
+        if type(value) is ResponseStream and value.is_untouched:
+            await out.pass_on(value)
+        else:
+            items = Items(code.dumps)
+            on_loop = hasattr(type(value), "__anext__")
+            stream = value if on_loop else Feed(self.invoker.threads, value, items.prepare)
+            async with closing(stream):
+                await out.drain(stream, items, items.add if on_loop else items.add_prepared)
         self.exchange.end()
 
     def _reject_stream(self, method: Method, value: Any) -> None:
@@ -331,7 +336,7 @@ class Invocation:
             reply = render(value)
         else:
             value, reply = method.function(*args), None
-        if reply is None and hasattr(type(value), "__await__"):
+        if reply is None and _is_awaitable(value):
             value = await value
             reply = render(value)
         if reply is None:
@@ -351,18 +356,26 @@ class Invocation:
         if isinstance(value, Response):
             self._log_late(await asgi.serve_http(value, decode_http(self.exchange.head.http), self, self.exchange))
             return
-        first = True
-        async with aclosing(self._encoded(value, lambda item: (item, stream_chunk(item)))) as pairs:
-            async for item, chunk in pairs:
-                if first:
-                    first = False
-                    await self.exchange.start_http(stream_head(item), chunk)
-                    await self._turn()
-                else:
-                    await self._send(chunk)
-        if first:
-            await self.exchange.start_http(stream_head(b""))
+        on_loop = hasattr(type(value), "__anext__")
+        stream = value if on_loop else Feed(self.invoker.threads, value, _with_chunk)
+        async with closing(stream):
+            await self._stream_http(stream, on_loop)
         self.exchange.end()
+
+    async def _stream_http(self, stream: Any, on_loop: bool) -> None:
+        out, body = Outflow(self, self.exchange, self.invoker.clock), Pieces()
+        try:
+            first = await anext(stream)
+        except StopAsyncIteration:
+            await self.exchange.start_http(stream_head(b""))
+            return
+        item, chunk = _with_chunk(first) if on_loop else first
+        await self.exchange.start_http(stream_head(item), chunk)
+        await out.turn()
+        if on_loop:
+            await out.drain(stream, body, lambda item: body.add(stream_chunk(item)))
+        else:
+            await out.drain(stream, body, lambda pair: body.add(pair[1]))
 
     async def _in_background(self, background: Callable[[], Any]) -> None:
         try:
@@ -380,37 +393,6 @@ class Invocation:
         self.exchange.on_complete = self._client_left  # its last message is that it leaves
         http = decode_http(self.exchange.head.http)
         self._log_late(await asgi.serve_websocket(target.asgi, http, self, self.exchange, target.state))
-
-    # -- streams --------------------------------------------------------------------------------
-
-    async def _encoded(self, stream: Any, encode: Callable[[Any], Any]) -> AsyncGenerator[Any, None]:
-        """The items of an iterator of either kind, encoded; closes it, come what may."""
-        if hasattr(type(stream), "__anext__"):
-            try:
-                async for item in stream:
-                    yield encode(item)
-            finally:
-                if hasattr(stream, "aclose"):
-                    await stream.aclose()
-            return
-        feed = Feed(self.invoker.threads, stream, encode)
-        try:
-            async for chunk in feed:
-                yield chunk
-        finally:
-            await feed.aclose()
-
-    async def _send(self, chunk: bytes) -> None:
-        if self.cancel_reason is not None:  # a generator that swallows its cancellation would go on for ever
-            raise asyncio.CancelledError(self.cancel_reason)
-        if not self.exchange.send_nowait(chunk):
-            await self.exchange.send(chunk)
-        if self.invoker.clock.now() >= self._next_turn:
-            await self._turn()
-
-    async def _turn(self) -> None:
-        await asyncio.sleep(0)
-        self._next_turn = self.invoker.clock.now() + TURN_S
 
     # -- failures -------------------------------------------------------------------------------
 
@@ -450,6 +432,16 @@ def _arguments(method: Method, payload: bytes) -> tuple[tuple[Any, ...], dict[st
     if method.wants_request and not args and not kwargs:
         return (Request.empty(),), {}
     return args, kwargs
+
+
+def _is_awaitable(value: Any) -> bool:
+    """Whether something else comes of it when it is awaited. (A ResponseStream can be, too, to say that it cannot.)"""
+    return hasattr(type(value), "__await__") and type(value) is not ResponseStream
+
+
+def _with_chunk(item: Any) -> tuple[Any, bytes]:
+    """An item, and what goes to an HTTP client for it."""
+    return item, stream_chunk(item)
 
 
 def user_traceback(error: BaseException) -> str | None:

@@ -38,6 +38,7 @@ from skate.dataplane.wire.frames import (
     FRAME_MAX,
     HEADED,
     LAST,
+    MANY,
     READY,
     RECALL,
     REFUSED,
@@ -68,6 +69,7 @@ class CallSink(Protocol):
 
     def wire_started(self) -> None: ...
     def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None: ...
+    def wire_items(self, body: bytes) -> None: ...
     def wire_failed(self, body: bytes) -> None: ...
     def wire_refused(self, returned: bool) -> None: ...
     def wire_credit(self) -> None: ...
@@ -167,7 +169,11 @@ class Peer(Framed):
             if kind == CHUNK:
                 last = bool(flags & LAST)
                 sink = sinks.pop(call, None) if last else sinks.get(call)
-                if sink is not None:
+                if sink is None:
+                    continue
+                if flags & MANY and not last:
+                    sink.wire_items(body)
+                else:
                     sink.wire_chunk(body, bool(flags & HEADED), last)
             elif kind == STARTED:
                 for started in unpack_ids(body):
@@ -286,6 +292,9 @@ class _ControlSink:
             self._finish(None)
         elif self.call is not None:
             self.peer.take(self.call, len(body))
+
+    def wire_items(self, body: bytes) -> None:
+        raise WireError(f"{self.peer.wire.peer_name} answered {self.method!r} with a stream of items")
 
     def wire_failed(self, body: bytes) -> None:
         self._finish(decode_failure(body))

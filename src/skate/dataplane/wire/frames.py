@@ -14,7 +14,7 @@ import struct
 
 from skate.core.errors import CancelCause, WireError
 
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("<IIBBH")
 HEADER_SIZE = HEADER.size
 REASON_MAX = 1024  # bytes of the reason for a cancellation
@@ -28,6 +28,7 @@ HEADED = 2  # CALL, CHUNK: the body begins with a u32 length and a msgpack head
 GRANTED = 4  # CALL: uses a slot that READY had promised
 AHEAD = 8  # CALL: may wait at the callee until a slot is free, instead of being refused
 ASKS = 16  # CALL: the caller wants a STARTED frame, not only the mark
+MANY = 64  # CHUNK to a caller: several items of a stream, see ``wire/items.py``
 RETURNED = 32  # REFUSED: was asked back, or the callee is ending; says nothing of its slots
 
 # CANCEL: its flags are a place in this list; its body is the reason in words.
