@@ -42,6 +42,7 @@ INNER_FLOORS: dict[str, Floors] = {
         ("router link call uplink ledger policy endings",),
         ("caller",),
         ("pending", "call_options"),
+        ("stream",),
         ("handle",),
         ("proxy", "replica"),
     ),

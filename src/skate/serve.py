@@ -26,7 +26,8 @@ from skate.core.errors import ContextError, NotFoundError, NotRunningError, Opti
 from skate.core.options import check_http_options, check_name, check_route_prefix
 from skate.core.specs import AppSpec, HttpOptions, ServeStatus
 from skate.dataplane import caller as callers
-from skate.dataplane.handle import DeploymentHandle, Response, ResponseStream
+from skate.dataplane.handle import DeploymentHandle, Response
+from skate.dataplane.stream import ResponseStream
 
 __all__ = [
     "Application",

@@ -57,7 +57,7 @@ class Replica:
         if verdict == REFUSED:
             exchange.refuse()
         elif verdict == PARKED:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def begin(self, exchange: Exchange) -> None:
         exchange.begin()
@@ -67,7 +67,7 @@ class Replica:
         task.add_done_callback(self.tasks.discard)
         task.add_done_callback(lambda _: self.slots.free())
 
-        def cancel(reason: str) -> None:
+        def cancel(reason: str, cause: str) -> None:
             self.cancelled.append(reason)
             task.cancel()
 

@@ -28,6 +28,7 @@ from skate.dataplane.wire.head import (
     encode_head,
     encode_http,
 )
+from skate.dataplane.wire.items import split_segments
 
 WAIT_S = 5.0
 _names = itertools.count(1)
@@ -70,6 +71,13 @@ class Asked:
         if last:
             self.ended.set()
         elif self.credit:
+            self.peer.take(self.call, len(body))
+
+    def wire_items(self, body: bytes) -> None:
+        self.frames += 1
+        for run, data in split_segments(body):
+            self.chunks += [dumps(value) for value in loads(data)] if run else [data]
+        if self.credit:
             self.peer.take(self.call, len(body))
 
     def wire_failed(self, body: bytes) -> None:

@@ -27,7 +27,7 @@ from skate.core.errors import (
     RequestCancelledError,
     StreamMismatchError,
 )
-from skate.dataplane.replica.invoke import TURN_S
+from skate.dataplane.replica.outflow import TURN_S
 from tests.replica.line import Line, line_to, until
 
 
@@ -448,7 +448,7 @@ class Child:
     def __init__(self) -> None:
         self.cancelled: list[str] = []
 
-    def cancel(self, reason: str = "") -> None:
+    def cancel(self, reason: str, cause: str) -> None:
         self.cancelled.append(reason)
 
 

@@ -29,6 +29,7 @@ class Caller:
         self.body = body
         self.whole = not rest if whole is None else whole
         self.cancel_reason: str | None = None
+        self.complete = self.whole
         self._rest = list(rest)
         self.over = asyncio.Event()
 

@@ -152,7 +152,7 @@ class Replica:
         if verdict == REFUSED:
             exchange.refuse()
         elif verdict == PARKED and exchange not in self.works:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def give_back(self, session: Session) -> None:
         for exchange in self.slots.give_back(session):
@@ -169,7 +169,7 @@ class Replica:
         assert len(self.works) <= self.limit, f"{self.id} runs more than {self.limit}"
         self.began.setdefault(exchange.session, []).append(exchange.head.request_id)
         self.world.calls[exchange.head.request_id].executions += 1
-        exchange.on_cancel = lambda reason: self.cancelled(exchange)
+        exchange.on_cancel = lambda reason, cause: self.cancelled(exchange)
 
     def cancelled(self, exchange: Exchange) -> None:
         if self.world.chance.random() < 0.6:  # the rest cannot be interrupted and keeps its slot

@@ -79,7 +79,7 @@ class Replica:
             self.refused += 1
             exchange.refuse()
         elif verdict == PARKED and exchange not in self.held:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def give_back(self, session: Session) -> None:
         for exchange in self.slots.give_back(session):
@@ -525,14 +525,20 @@ def test_a_cancelled_parent_ends_its_children_and_later_ones_at_once() -> None:
         child.context = parent
         router.submit(child, b"")
         assert parent.children == {child}
-        parent.cancel_reason = "client went away"
+        parent.cancel_reason, parent.cancel_cause = "client went away", "client_disconnected"
         late = Noted("2")
         late.context = parent
         router.submit(late, b"")
         assert late.outcome is Outcome.CANCELLED and "client went away" in str(late.ends[0])
-        for one in list(parent.children):
-            one.cancel("client went away")
+        assert isinstance(late.ends[0], RequestCancelledError) and late.ends[0].cause == "client_disconnected"
+        parent.cancel("client went away", "client_disconnected")
         assert child.outcome is Outcome.CANCELLED and not parent.children
+        over = RequestContext("r", "app", "P")
+        timed_out = Noted("3")
+        timed_out.context = over
+        router.submit(timed_out, b"")
+        over.cancel("time is over", "timed_out")
+        assert timed_out.outcome is Outcome.TIMED_OUT and isinstance(timed_out.ends[0], CallTimeoutError)
         await replica.die()
 
     play(scene)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skate.dataplane.routing.admission import Pace, may_queue, retries_of, retry_after_s
+from skate.dataplane.routing.admission import Outflow, may_queue, retries_of, retry_after_s
 
 times = st.lists(st.tuples(st.floats(0, 30), st.integers(0, 1000)), min_size=1, max_size=20)
 
@@ -31,7 +31,7 @@ def test_it_is_the_time_to_serve_what_waits(queued: int, per_s: float | None, se
 def test_the_pace_is_measured_between_refusals_that_are_neither_too_near_nor_too_far(
     steps: list[tuple[float, int]],
 ) -> None:
-    pace, now, ended = Pace(), 100.0, 0
+    pace, now, ended = Outflow(), 100.0, 0
     for passed, more in steps:
         now, ended = now + passed, ended + more
         before, pace = pace, pace.seen(now, ended)

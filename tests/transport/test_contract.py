@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skate.core.errors import CallTimeoutError, NotRunningError, RemoteTraceback, RequestCancelledError
+from skate.core.errors import CallTimeoutError, CancelCause, NotRunningError, RemoteTraceback, RequestCancelledError
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.failure import rebuild
 from skate.dataplane.transport.peers import Listener, Peer, connect, listen
@@ -208,33 +208,33 @@ def test_refused_and_failed(play: Callable[[Scene], None]) -> None:
 
 def test_cancel_reaches_the_callee_once(play: Callable[[Scene], None]) -> None:
     async def scene(open) -> None:  # type: ignore[no-untyped-def]
-        reasons: list[str] = []
+        reasons: list[tuple[str, CancelCause]] = []
         accepted = asyncio.Event()
 
         def accept(exchange: Exchange) -> None:
-            exchange.on_cancel = reasons.append
+            exchange.on_cancel = lambda *why: reasons.append(why)
             accepted.set()
 
         _, peer = await open(accept)
         heard = Heard(peer)
         id = peer.open(heard, head(), b"", True)
         await accepted.wait()
-        peer.cancel(id, "no longer wanted")
+        peer.cancel(id, "no longer wanted", "timed_out")
         peer.cancel(id, "again")
         while not reasons:
             await asyncio.sleep(0)
-        assert reasons == ["no longer wanted"] and not heard.end.done()
+        assert reasons == [("no longer wanted", "timed_out")] and not heard.end.done()
 
     play(scene)
 
 
 def test_a_lost_caller_cancels_its_calls(play: Callable[[Scene], None]) -> None:
     async def scene(open) -> None:  # type: ignore[no-untyped-def]
-        reasons: list[str] = []
+        reasons: list[tuple[str, CancelCause]] = []
         accepted = asyncio.Event()
 
         def accept(exchange: Exchange) -> None:
-            exchange.on_cancel = reasons.append
+            exchange.on_cancel = lambda *why: reasons.append(why)
             accepted.set()
 
         _, peer = await open(accept)
@@ -245,7 +245,7 @@ def test_a_lost_caller_cancels_its_calls(play: Callable[[Scene], None]) -> None:
         assert await heard.end == "lost"
         while not reasons:
             await asyncio.sleep(0)
-        assert "lost" in reasons[0]
+        assert reasons == [("the process that made the call is gone", "caller_lost")]
 
     play(scene)
 

@@ -51,7 +51,7 @@ from mypy.types import (
 _HOME = "skate.dataplane.handle"
 _OPTIONS = {"method_name": "str", "stream": "bool", "timeout_s": "float", "retry": "int", "routing_key": "str"}
 _PLAIN, _STREAMING = f"{_HOME}.DeploymentHandle", f"{_HOME}.StreamingHandle"
-_RESPONSE, _STREAM = f"{_HOME}.Response", f"{_HOME}.ResponseStream"
+_RESPONSE, _STREAM = f"{_HOME}.Response", "skate.dataplane.stream.ResponseStream"
 _REQUESTS = {"starlette.requests.Request", "starlette.requests.HTTPConnection", "builtins.object"}
 _NOT_SERVED = {"bind", "func_or_class"}  # what the plugin adds to a class; replicas know nothing of it
 _ANYTHING = AnyType(TypeOfAny.special_form)

@@ -43,6 +43,7 @@ from skate.core.specs import (
     ControllerConfig,
     Counts,
     HttpOptions,
+    LoopReport,
     ProcessSpec,
     ProxyConfig,
     ProxyReport,
@@ -126,6 +127,7 @@ class Controller:
         self._at_once: dict[str, Callable[[Exchange], bytes]] = {
             "deploy": self._deploy,
             "report_replica": self._report_replica,
+            "report_loop": self._report_loop,
             "report_proxy": self._report_proxy,
             "report_ledger": self._report_ledger,
             "shutdown": self._shutdown,
@@ -329,7 +331,7 @@ class Controller:
                 exchange.reply(answer)
         elif in_time is not None:
             task = self._tasks.start(self._answer(exchange, in_time))
-            exchange.on_cancel = lambda _: _cancel(task)
+            exchange.on_cancel = lambda *why: _cancel(task)
 
     async def _answer(self, exchange: Exchange, method: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -417,6 +419,11 @@ class Controller:
 
     def _report_replica(self, exchange: Exchange) -> bytes:
         self._sightings.replica_said(_decoded(exchange, ReplicaReport), self._clock.now())
+        self._changed.set()
+        return b""
+
+    def _report_loop(self, exchange: Exchange) -> bytes:
+        self._sightings.loop_said(_decoded(exchange, LoopReport))
         self._changed.set()
         return b""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skate.controlplane.decide.values import Memory, Observed, ProxySeen, ReplicaSeen
-from skate.core.specs import ProxyReport, ReplicaReport
+from skate.core.specs import LoopBlocking, LoopReport, ProxyReport, ReplicaReport
 from skate.engine.base import ProcessSeen
 
 PROXY_PREFIX = "proxy "  # of a proxy's process id; the rest is the id of its slot
@@ -20,6 +20,7 @@ class Sightings:
         self._started_at = started_at
         self._found: frozenset[str] | None = None
         self._replicas: dict[str, tuple[ReplicaReport, float]] = {}
+        self._blocked: dict[str, tuple[LoopBlocking, ...]] = {}  # of replicas
         self._proxies: dict[str, ProxyReport] = {}
         self._since: dict[str, float] = {}  # when a process was first seen
         self._not_started: dict[str, str] = {}  # what the engine refused to start, and why
@@ -29,6 +30,10 @@ class Sightings:
         before = self._replicas.get(report.id)
         since = before[1] if before is not None and before[0].phase == report.phase else now
         self._replicas[report.id] = (report, since)
+
+    def loop_said(self, report: LoopReport) -> None:
+        """A replica's loop was blocked; the latest report counts."""
+        self._blocked[report.id] = report.blocked
 
     def proxy_said(self, report: ProxyReport) -> None:
         """A proxy reported; the latest report counts."""
@@ -43,6 +48,7 @@ class Sightings:
         self._not_started.pop(process_id, None)
         self._proxies.pop(process_id.removeprefix(PROXY_PREFIX), None)
         self._replicas.pop(process_id, None)
+        self._blocked.pop(process_id, None)
         self._since.pop(process_id, None)
 
     def observed(self, processes: Sequence[ProcessSeen], memory: Memory, now: float) -> Observed:
@@ -83,6 +89,7 @@ class Sightings:
             message=report.message,
             exit_code=process.exit_code,
             reported=True,
+            blocked=self._blocked.get(process.id, ()),
         )
 
     def _proxy(self, slot: str, process: ProcessSeen) -> ProxySeen:
@@ -104,5 +111,7 @@ class Sightings:
         known = replicas.keys() | memory.replicas.keys()
         for id in [id for id in self._replicas if id not in known]:
             del self._replicas[id]
+        for id in [id for id in self._blocked if id not in known]:
+            del self._blocked[id]
         for id in [id for id in self._since if id not in known]:
             del self._since[id]

@@ -11,6 +11,10 @@ from typing import Any, ClassVar, Literal
 
 Fault = Literal["caller", "application", "server"]
 
+# Why a request was cancelled. "cancelled": somebody called .cancel(), or dropped the response; "shutting_down": a
+# replica or proxy that worked on it ended; "caller_lost": the process that asked is gone, so nobody takes the answer.
+CancelCause = Literal["cancelled", "client_disconnected", "timed_out", "shutting_down", "caller_lost"]
+
 
 class SkateError(Exception):
     """Root of everything Skate raises itself. Errors of user code are the user's own types."""
@@ -128,9 +132,17 @@ class CallTimeoutError(CallError, TimeoutError):
 
 
 class RequestCancelledError(CallError):
-    """The call was cancelled, by ``.cancel()`` or because the client went away."""
+    """The call was cancelled: by ``.cancel()``, or because nobody waits for the request that it belongs to.
+
+    ``cause`` says which, as a word that programs can compare: ``cancelled``, ``client_disconnected``, ``timed_out``,
+    ``shutting_down`` or ``caller_lost``.
+    """
 
     status, grpc, fault = 499, "CANCELLED", "caller"
+
+    def __init__(self, message: str = "", cause: CancelCause = "cancelled") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class MethodNotFoundError(CallError, AttributeError):

@@ -280,6 +280,15 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     max_threads: A[
         int, Option(whole(1, 1024), "Threads for `def` handlers; 1: one at a time per replica.", "threads", "restart")
     ] = 1
+    loop_block_warning_s: A[
+        float | None,
+        Option(
+            number(0, none=True),
+            "A handler that keeps the event loop from turning for longer is named in log and status; None or 0: off.",
+            "s",
+            "restart",
+        ),
+    ] = 0.25
     graceful_shutdown_timeout_s: A[
         float, Option(number(0), "Time for ongoing requests before a stopping replica is killed.", "s")
     ] = 20.0

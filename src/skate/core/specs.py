@@ -130,6 +130,21 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     message: str = ""  # for failed: the cause with its traceback
 
 
+class LoopBlocking(msgspec.Struct, frozen=True):
+    """One place of user code, ``function (file:line)``, that kept a replica's loop from turning, since its start."""
+
+    place: str
+    episodes: int
+    seconds: float
+
+
+class LoopReport(msgspec.Struct, frozen=True):
+    """What a replica tells when its loop was blocked: all places so far, the worst first."""
+
+    id: str
+    blocked: tuple[LoopBlocking, ...]
+
+
 class ProxyReport(msgspec.Struct, frozen=True):
     """What a proxy tells the controller: is it listening, or why not."""
 
@@ -237,13 +252,14 @@ DeploymentState = Literal["UPDATING", "HEALTHY", "UNHEALTHY", "DEPLOY_FAILED", "
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
-    """One replica: its phase and for how many seconds it has been in it."""
+    """One replica: its phase and for how many seconds it has been in it; what has blocked its loop, worst first."""
 
     id: str
     phase: ReplicaPhase
     pid: int
     phase_s: float
     message: str = ""
+    loop_blocked: tuple[LoopBlocking, ...] = ()
 
 
 class DeploymentStatus(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from skate.core.context import RequestContext
-from skate.core.errors import RequestCancelledError
+from skate.core.errors import CallTimeoutError, CancelCause, RequestCancelledError, WireError
 from skate.dataplane.ledger import Account, Outcome
 from skate.dataplane.transport.failure import UserFailure, decode_failure
 from skate.dataplane.wire.frames import split_head
@@ -103,6 +103,10 @@ class Call:
     def on_chunk(self, data: bytes) -> None:
         """A part of the answer; give credit with ``consumed`` when it is dealt with."""
 
+    def on_items(self, data: bytes) -> None:
+        """A part of the answer that holds many items of a stream; credit as for ``on_chunk``."""
+        raise WireError(f"request {self.request_id} got a chunk of items, though it did not ask for a stream")
+
     def on_end(self, error: BaseException | None) -> None:
         """The call has its outcome; ``error`` is None for ok."""
 
@@ -111,12 +115,19 @@ class Call:
         if self.link is not None and self.link.peer is not None and self.outcome is None:
             self.link.peer.take(self.wire_id, size)
 
-    def cancel(self, reason: str = "cancelled by the caller") -> bool:
-        """Ends the call if it is still under way; the replica is told. False: it had ended already."""
+    def cancel(self, reason: str = "cancelled by the caller", cause: CancelCause = "cancelled") -> bool:
+        """Ends the call if it is still under way; the replica is told. False: it had ended already.
+
+        What is cancelled because the time of the request above is over has timed out itself.
+        """
         if self.outcome is not None:
             return False
-        error = RequestCancelledError(f"request {self.request_id} to {self.deployment_key} was cancelled: {reason}")
-        self.drop(Outcome.CANCELLED, error, reason)
+        what = f"request {self.request_id} to {self.deployment_key}"
+        if cause == "timed_out":
+            self.drop(Outcome.TIMED_OUT, CallTimeoutError(f"{what} timed out: {reason}"), reason, cause)
+        else:
+            error = RequestCancelledError(f"{what} was cancelled: {reason}", cause)
+            self.drop(Outcome.CANCELLED, error, reason, cause)
         return True
 
     def on_writable(self) -> None:
@@ -177,11 +188,13 @@ class Call:
             self.head.timeout_s = max(0.0, self.deadline - now)
         return encode_head(self.head)
 
-    def drop(self, outcome: Outcome, error: BaseException, reason: str) -> None:
-        """Ends the call from our side, wherever it is."""
+    def drop(self, outcome: Outcome, error: BaseException, reason: str, cause: CancelCause) -> None:
+        """Ends the call from our side, wherever it is; says so in one line of the log if it has none above it."""
         link = self.link
         if link is not None and link.peer is not None:
-            link.peer.cancel(self.wire_id, reason)
+            link.peer.cancel(self.wire_id, reason, cause)
+        if self.context is None and self.router is not None:
+            self.router.say_dropped(self, reason)
         self.end(outcome, error)
 
     def end(self, outcome: Outcome, error: BaseException | None) -> None:
@@ -249,6 +262,10 @@ class Call:
             raise
         if last:
             self.end(Outcome.OK, None)
+
+    def wire_items(self, body: bytes) -> None:
+        self.started = True
+        self.on_items(body)
 
     def wire_failed(self, body: bytes) -> None:
         try:

@@ -8,11 +8,8 @@ elsewhere the loop is reached by ``call_soon_threadsafe``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from skate.authoring.code import dumps, loads
@@ -29,7 +26,8 @@ from skate.dataplane import caller as callers
 from skate.dataplane.call import Call
 from skate.dataplane.call_options import PLAIN_CALL, CallOptions, read_call_options
 from skate.dataplane.caller import Caller
-from skate.dataplane.pending import Pending, unsendable, wake_on, waker
+from skate.dataplane.pending import Pending, Resolving, unsendable, wake_on, waker
+from skate.dataplane.stream import ResponseStream, StreamCall
 from skate.dataplane.wire.head import PYTHON, CallHead
 
 R = TypeVar("R")
@@ -75,26 +73,6 @@ class _UnaryCall(Call):
     def on_end(self, error: BaseException | None) -> None:
         raw, self.raw = self.raw, b""
         self.response._finish(raw, error)
-
-
-class _StreamCall(Call):
-    """The record of a call that answers with a stream."""
-
-    __slots__ = ("response",)
-
-    def __init__(self, key: str, head: CallHead, deadline: float | None, response: ResponseStream[Any]) -> None:
-        super().__init__(key, head, deadline)
-        self.response = weakref.ref(response)  # a stream that nobody can read any more is cancelled
-
-    def on_chunk(self, data: bytes) -> None:
-        response = self.response()
-        if response is not None:
-            response._arrived(data)
-
-    def on_end(self, error: BaseException | None) -> None:
-        response = self.response()
-        if response is not None:
-            response._finish(error)
 
 
 class Response(Pending, Generic[R_co]):
@@ -183,134 +161,6 @@ class Response(Pending, Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<Response {self._request_id} {'done' if self._done else 'under way'}>"
-
-
-class ResponseStream(Pending, Generic[R_co]):
-    """The items that a generator in a replica yields: ``async for`` on any loop, ``for`` without one.
-
-    The callee is held back when the items are not taken: about a megabyte waits here, the rest is not made yet.
-    """
-
-    __slots__ = ("__weakref__", "_elsewhere", "_items", "_taken")
-
-    def __init__(self, caller: Caller, request_id: str) -> None:
-        super().__init__(caller, request_id)
-        self._items: deque[bytes] = deque()
-        self._taken: deque[bytes] = deque()  # fetched from the loop's side by another thread or loop
-        self._elsewhere = False  # somebody there waits for more
-
-    def __aiter__(self) -> AsyncIterator[R_co]:
-        return self
-
-    async def __anext__(self) -> R_co:
-        loop = asyncio.get_running_loop()
-        if loop is not self._caller.loop:
-            return await self._next_elsewhere(loop)
-        while not self._items:
-            if self._taken:  # fetched for another thread, which went away
-                fetched: R_co = loads(self._taken.popleft())
-                return fetched
-            if self._done:
-                self._stop(StopAsyncIteration)
-            waiter: asyncio.Future[None] = loop.create_future()
-            wake = waker(waiter)
-            self._listeners.append(wake)
-            try:
-                await waiter
-            except BaseException:
-                self._forget(wake)
-                raise
-        raw = self._items.popleft()
-        if self._call is not None:
-            self._call.consumed(len(raw))
-        value: R_co = loads(raw)
-        return value
-
-    async def _next_elsewhere(self, loop: asyncio.AbstractEventLoop) -> R_co:
-        while not self._taken:
-            waiter: asyncio.Future[None] = loop.create_future()
-            wake = wake_on(loop, waiter)
-            self._on_loop(self._fetch, wake)
-            try:
-                await waiter
-            except BaseException:
-                self._on_loop(self._forget, wake)
-                raise
-            if not self._taken and self._done and not self._items:
-                self._stop(StopAsyncIteration)
-        value: R_co = loads(self._taken.popleft())
-        return value
-
-    def __iter__(self) -> Iterator[R_co]:
-        return self
-
-    def __next__(self) -> R_co:
-        if asyncio._get_running_loop() is not None:
-            raise ResultInLoopError("a for loop over a stream would block the running event loop: use `async for`")
-        while not self._taken:
-            event = threading.Event()
-            self._on_loop(self._fetch, event.set)
-            event.wait()
-            if not self._taken and self._done and not self._items:
-                self._stop(StopIteration)
-        value: R_co = loads(self._taken.popleft())
-        return value
-
-    def _stop(self, stop: type[Exception]) -> NoReturn:
-        if self._error is not None:
-            self._raise()
-        raise stop
-
-    def _fetch(self, wake: Callable[[], object]) -> None:
-        """Hands all items that are here to another thread, or wakes it when some come (on the router's loop)."""
-        self._hand_over()
-        if self._taken or self._done:
-            wake()
-        else:
-            self._elsewhere = True
-            self._listeners.append(wake)
-
-    def _hand_over(self) -> None:
-        self._elsewhere = False
-        while self._items:
-            raw = self._items.popleft()
-            if self._call is not None:
-                self._call.consumed(len(raw))
-            self._taken.append(raw)
-
-    def _arrived(self, data: bytes) -> None:
-        self._items.append(data)
-        if self._elsewhere:  # before anybody is woken: some who waited may have gone away
-            self._hand_over()
-        if self._listeners:
-            listeners, self._listeners = self._listeners, []
-            for listener in listeners:
-                listener()
-
-    def _finish(self, error: BaseException | None) -> None:
-        self._settle(error)
-
-    def _failed(self, error: BaseException) -> None:
-        self._finish(error)
-
-    def __await__(self) -> NoReturn:
-        raise StreamMismatchError("a stream has no single value: iterate it, or call without stream=True")
-
-    def result(self, *, timeout_s: float | None = None) -> NoReturn:
-        """A stream has no single result; always raises StreamMismatchError."""
-        raise StreamMismatchError("a stream has no single result: iterate it, or call without stream=True")
-
-    def __del__(self) -> None:
-        call = self._call
-        if call is not None and not self._done:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: so is the call
-                self._caller.loop.call_soon_threadsafe(call.cancel, "its stream was dropped before the end")
-
-    async def resolve(self) -> NoReturn:
-        raise CodeError("a stream cannot be an argument of another call: collect its items first")
-
-    def __repr__(self) -> str:
-        return f"<ResponseStream {self._request_id} {'done' if self._done else 'under way'}>"
 
 
 class DeploymentHandle(Generic[T_co]):
@@ -415,7 +265,7 @@ class DeploymentHandle(Generic[T_co]):
             if deadline is None:
                 deadline = self._deadline(caller, under)
             head = CallHead(PYTHON, self._method, answer._request_id, None, self._stream, self._app)
-            make: Any = _StreamCall if self._stream else _UnaryCall
+            make: Any = StreamCall if self._stream else _UnaryCall
             call = make(f"{self._app}/{self._deployment}", head, deadline, answer)
             call.context = under
             if not self._options.is_plain:
@@ -436,7 +286,11 @@ class DeploymentHandle(Generic[T_co]):
     ) -> None:
         caller = answer._caller
         limit: asyncio.Timeout | None = None
+        waiting = Resolving(answer)
         try:
+            if under is not None:
+                under.raise_if_cancelled()
+                under.children.add(waiting)
             deadline = self._deadline(caller, under)
             left = None if deadline is None else max(0.0, deadline - caller.router.clock.now())
             async with asyncio.timeout(left) as limit:
@@ -444,14 +298,18 @@ class DeploymentHandle(Generic[T_co]):
                 named = {name: await _resolved(value) for name, value in kwargs.items()}
             self._submit(answer, under, self._packed(values, named), deadline)
         except asyncio.CancelledError:
-            answer._failed(
-                RequestCancelledError(f"request {answer.request_id} was cancelled while its arguments were awaited")
-            )
+            if not answer._done:
+                text = f"request {answer.request_id} was cancelled while its arguments were awaited"
+                answer._failed(RequestCancelledError(text))
             raise
         except Exception as error:
             if isinstance(error, TimeoutError) and limit is not None and limit.expired():
                 error = CallTimeoutError(f"request {answer.request_id} timed out while its arguments were awaited")
-            answer._failed(error)
+            if not answer._done:
+                answer._failed(error)
+        finally:
+            if under is not None:
+                under.children.discard(waiting)
 
     def __reduce__(self) -> tuple[Any, ...]:
         address = self._address

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from skate.authoring.code import dumps
-from skate.core.errors import CodeError, RequestCancelledError
+from skate.core.errors import CallTimeoutError, CancelCause, CodeError, RequestCancelledError
 from skate.dataplane.transport.failure import rebuild
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Pending:
 
     def _cancel(self) -> None:
         if self._call is not None:
-            self._call.cancel("cancel() was called")
+            self._call.cancel("its caller called cancel()")
         elif not self._done:
             self._failed(RequestCancelledError(f"request {self._request_id} was cancelled before it was sent"))
 
@@ -98,6 +98,27 @@ class Pending:
             "a response cannot be sent inside another value: give it to .remote() as an argument of its own, "
             "where it is replaced by its value, or await it first"
         )
+
+
+class Resolving:
+    """A call that waits for its arguments and so is no call yet, as the request above it sees it."""
+
+    __slots__ = ("_answer", "_task")
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self._task = asyncio.current_task()
+
+    def cancel(self, reason: str, cause: CancelCause) -> None:
+        answer = self._answer
+        if not answer._done:
+            what = f"request {answer.request_id} waited for the arguments of a call and"
+            if cause == "timed_out":
+                answer._failed(CallTimeoutError(f"{what} timed out: {reason}"))
+            else:
+                answer._failed(RequestCancelledError(f"{what} was cancelled: {reason}", cause))
+        if self._task is not None:
+            self._task.cancel(reason)
 
 
 def waker(waiter: asyncio.Future[None]) -> Callable[[], object]:

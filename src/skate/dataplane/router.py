@@ -24,6 +24,7 @@ from skate.core.errors import (
     ReplicaDiedError,
     SkateError,
 )
+from skate.core.pace import Pace
 from skate.core.specs import (
     UNKNOWN_DEPLOYMENT,
     DeploymentTarget,
@@ -36,7 +37,7 @@ from skate.dataplane.endings import died, instance_gone, timed_out
 from skate.dataplane.ledger import Account, Ledger, Outcome
 from skate.dataplane.link import AHEAD_BYTES, Link
 from skate.dataplane.policy import Policy, load_policy, make_policy
-from skate.dataplane.routing.admission import Pace, may_queue, refusal, retries_of, retry_after_s
+from skate.dataplane.routing.admission import Outflow, may_queue, refusal, retries_of, retry_after_s
 from skate.dataplane.routing.choice import two_choices
 from skate.dataplane.routing.policies import built_in
 from skate.dataplane.wire.connection import CALLS_MAX
@@ -44,6 +45,8 @@ from skate.dataplane.wire.frames import AHEAD, ASKS, GRANTED
 
 logger = logging.getLogger("skate.router")
 
+DROPPED_PER_S = 20  # lines of the log about requests that were cancelled or timed out
+OVERDUE = "the time of the request is over"
 EARLY_MAX = 10_000  # calls kept while the first snapshot has not come
 AHEAD_MAX = 64  # calls beyond its slots that an only replica is sent: they wait there instead of a round trip away
 
@@ -62,7 +65,7 @@ class Lane:
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
         self.queued = 0  # waiting ones that have not ended
-        self.pace = Pace()  # looked at when calls are refused
+        self.outflow = Outflow()  # looked at when calls are refused
         self.asked: RequestRouterTarget | None = None  # what ``policy`` is made from
         self.policy: Policy | None = None  # who chooses among several replicas; None: two random choices
         self.loading: asyncio.Task[None] | None = None  # of the policy
@@ -181,10 +184,10 @@ class Lane:
 
     def _full(self) -> BackPressureError:
         target, outcomes = self.target, self.account.outcomes
-        self.pace = self.pace.seen(self.router.clock.now(), outcomes[Outcome.OK] + outcomes[Outcome.USER_ERROR])
+        self.outflow = self.outflow.seen(self.router.clock.now(), outcomes[Outcome.OK] + outcomes[Outcome.USER_ERROR])
         after_s = target.retry_after_s
         if after_s is None:
-            after_s = retry_after_s(self.queued, self.pace.per_s)
+            after_s = retry_after_s(self.queued, self.outflow.per_s)
         text = refusal(target.key, self.queued, target.max_queued_requests)
         return BackPressureError(text, target.backpressure_status, after_s)
 
@@ -384,6 +387,7 @@ class Router:
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()  # all, also those of deployments that are gone
         self._sequence = 0
         self._quiet = True
+        self._dropped = Pace(DROPPED_PER_S)
         self._early: list[Call] = []  # calls that came before the first snapshot
 
     # -- snapshots ------------------------------------------------------------------------------
@@ -447,7 +451,8 @@ class Router:
         context = call.context
         if context is not None:
             if context.cancel_reason is not None:
-                call.cancel(f"the request it belongs to was cancelled: {context.cancel_reason}")
+                reason = f"the request it belongs to was cancelled before it was made: {context.cancel_reason}"
+                call.cancel(reason, context.cancel_cause or "cancelled")
                 return
             context.children.add(call)
         if call.deadline is not None:
@@ -486,7 +491,7 @@ class Router:
         """The deadline of a call has passed."""
         if call.outcome is None:
             error = timed_out(call, self.clock.now())
-            call.drop(Outcome.TIMED_OUT, error, "the deadline of the call has passed")
+            call.drop(Outcome.TIMED_OUT, error, OVERDUE, "timed_out")
 
     def count(self, call: Call) -> None:
         """Books the outcome of a call (called once for each, by the call)."""
@@ -496,6 +501,16 @@ class Router:
         if self._quiet and self.on_activity is not None:
             self._quiet = False
             self.on_activity()
+
+    def say_dropped(self, call: Call, reason: str) -> None:
+        """One line for a request that was given up and belongs to no other; not more of them than can be read."""
+        now = self.clock.now()
+        skipped = self._dropped.allow(now)
+        if skipped is not None:
+            more = f" ({skipped} more were given up and not named)" if skipped else ""
+            after_s = now - call.accepted_at
+            logger.info("request %s to %s given up after %.3g s: %s%s",
+                        call.request_id, call.deployment_key, after_s, reason, more)  # fmt: skip
 
     def activity_seen(self) -> None:
         """The counts were read; ``on_activity`` comes again with the next change."""
@@ -528,7 +543,7 @@ class Router:
             if link.peer is not None:
                 calls += [sink for sink in link.peer.sinks.values() if isinstance(sink, Call)]
         for call in calls:
-            call.cancel("the router closes")
+            call.cancel("the process that made the call ends", "caller_lost")
         for link in list(self._links):
             link.close()
         for lane in self.lanes.values():

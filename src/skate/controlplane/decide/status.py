@@ -125,7 +125,9 @@ def deployment_status(
         message=message,
         target_replicas=target,
         replicas=tuple(
-            ReplicaStatus(seen.id, shown_phase(replica, seen), seen.pid, max(0.0, now - seen.since), seen.message)
+            ReplicaStatus(
+                seen.id, shown_phase(replica, seen), seen.pid, max(0.0, now - seen.since), seen.message, seen.blocked
+            )
             for replica, seen in living
         ),
     )

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from skate.core.specs import AppSpec, Counts, ReplicaPhase
+from skate.core.specs import AppSpec, Counts, LoopBlocking, ReplicaPhase
 
 RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them
 
@@ -48,6 +48,7 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     message: str = ""
     exit_code: int | None = None
     reported: bool = False
+    blocked: tuple[LoopBlocking, ...] = ()
 
 
 class ProxySeen(msgspec.Struct, frozen=True):

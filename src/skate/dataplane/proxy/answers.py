@@ -12,6 +12,8 @@ from typing import NamedTuple
 from skate.core.errors import (
     BackPressureError,
     CallTimeoutError,
+    CancelCause,
+    DeploymentUnavailableError,
     MethodNotFoundError,
     NotFoundError,
     RemoteError,
@@ -77,6 +79,13 @@ def _of_error(error: BaseException, request_id: str) -> Answer:
         retry = _retry_after(1.0) if error.status == 503 else []
         return Answer(http_status(error), f"{_sentence(error)} (request {request_id})", retry)
     return Answer(500, f"Skate itself failed with {type(error).__name__} while it handled request {request_id}.")
+
+
+def cause_of(error: BaseException) -> CancelCause:
+    """Why the code under a request is cancelled when the proxy answers that request with this error."""
+    if isinstance(error, CallTimeoutError) or (isinstance(error, RequestError) and error.status_code == 408):
+        return "timed_out"
+    return "shutting_down" if isinstance(error, DeploymentUnavailableError) else "cancelled"
 
 
 def unusable(what: str, request_id: str, deployment_key: str) -> Answer:

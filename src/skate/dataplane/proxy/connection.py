@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
         call, self.call = self.call, None
         if call is not None:
             call.connection = None
-            call.cancel(GONE)
+            call.cancel(GONE, "client_disconnected")
         if self.socket is not None:
             self.socket.lost()
 

@@ -12,8 +12,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from skate.dataplane.call import Call
-from skate.dataplane.proxy.answers import of_error, unusable
-from skate.dataplane.proxy.request import Request
+from skate.dataplane.proxy.answers import cause_of, of_error, unusable
+from skate.dataplane.proxy.request import Request, RequestError
 from skate.dataplane.proxy.response import (
     CHUNKED,
     LAST_CHUNK,
@@ -110,7 +110,8 @@ class HttpCall(Call):
         """Ends the call; the client is told this error."""
         if self.outcome is None:
             self.override = error
-            self.cancel(str(error))
+            left = isinstance(error, RequestError) and self.connection is not None and self.connection.eof
+            self.cancel(str(error), "client_disconnected" if left else cause_of(error))
 
     @property
     def can_be_probed(self) -> bool:

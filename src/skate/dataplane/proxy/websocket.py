@@ -26,7 +26,7 @@ from websockets.server import ServerProtocol
 
 from skate.core.errors import BackPressureError, DeploymentUnavailableError, SkateError
 from skate.dataplane.call import Call
-from skate.dataplane.proxy.answers import Answer, of_error, unusable
+from skate.dataplane.proxy.answers import Answer, cause_of, of_error, unusable
 from skate.dataplane.proxy.request import Headers, Request
 from skate.dataplane.proxy.response import BadAnswerError, header_lines, status_line
 from skate.dataplane.transport.failure import UserFailure
@@ -216,10 +216,10 @@ class SocketCall(Call):
             return
         self._told = True
         if self.link is None:  # no replica has it
-            self.cancel(GONE)
+            self.cancel(GONE, "client_disconnected")
             return
         self._up({"type": "websocket.disconnect", "code": code, "reason": reason}, True)
-        self.grace = asyncio.get_running_loop().call_later(LEAVE_GRACE_S, self.cancel, GONE)
+        self.grace = asyncio.get_running_loop().call_later(LEAVE_GRACE_S, self.cancel, GONE, "client_disconnected")
 
     def _up(self, message: dict[str, Any], last: bool) -> None:
         data = _encode(message)
@@ -282,7 +282,7 @@ class SocketCall(Call):
         """Ends the call; the client is told this error."""
         if self.outcome is None:
             self.override = error
-            self.cancel(str(error))
+            self.cancel(str(error), cause_of(error))
 
     def _say(self, connection: Connection, message: dict[str, Any]) -> None:
         """One message of the application; what comes after the end, or out of turn, is dropped."""

@@ -168,8 +168,8 @@ class WebSocketBridge:
     async def send(self, message: Message) -> None:
         if self.closed:
             raise RuntimeError(f"the ASGI application sent {message['type']!r} after it had closed the WebSocket")
-        if self.gone or self._incoming.cancel_reason is not None:
-            raise OSError("the client is gone")
+        if self.gone or self._incoming.complete or self._incoming.cancel_reason is not None:
+            raise OSError("the client is gone")  # also while its goodbye waits for a receive()
         self.accepted = self.accepted or message["type"] == "websocket.accept"
         await self._outgoing.send(encode_message(message))
         if message["type"] == "websocket.close":

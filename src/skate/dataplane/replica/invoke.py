@@ -12,8 +12,7 @@ import asyncio
 import contextvars
 import logging
 import traceback
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from skate.core import context
 from skate.core.clock import Clock
 from skate.core.errors import (
     CallTimeoutError,
+    CancelCause,
     MethodNotFoundError,
     ReplicaDiedError,
     RequestCancelledError,
@@ -32,15 +32,17 @@ from skate.core.errors import (
 )
 from skate.dataplane.replica import asgi
 from skate.dataplane.replica.answer import is_stream, render, stream_chunk, stream_head
+from skate.dataplane.replica.batch import Items, Pieces
 from skate.dataplane.replica.callable import Method, Target
+from skate.dataplane.replica.outflow import Outflow, closing
 from skate.dataplane.replica.request import Request
 from skate.dataplane.replica.threads import Feed, Threads
+from skate.dataplane.stream import ResponseStream
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, decode_http
 
 logger = logging.getLogger("skate.replica")
 
-TURN_S = 0.001  # a stream that never waits gives the loop a turn this often, so that its items really leave
 CLEANUP_S = 1.0  # what cancelled handlers get for their finally blocks when the replica ends
 _OWN_FILES = str(Path(context.__file__).parents[1])  # the folder of the package
 
@@ -62,6 +64,7 @@ class Invoker:
         self._context = contextvars.copy_context()
         self._running: set[Invocation] = set()
         self._closing = False
+        self.on_call: Callable[[], None] | None = None  # told of the next call, and then forgotten
         self._idle: asyncio.Event = asyncio.Event()
 
     @property
@@ -79,6 +82,9 @@ class Invoker:
         exchange.begin()
         invocation = Invocation(self, exchange, done)
         self._running.add(invocation)
+        if self.on_call is not None:
+            told, self.on_call = self.on_call, None
+            told()
         exchange.on_cancel = invocation.cancel
         invocation.task = self.loop.create_task(invocation.run(), context=self._context.copy())
 
@@ -128,8 +134,8 @@ class Invocation:
     __slots__ = (
         "_done",
         "_gone",
-        "_next_turn",
         "_started",
+        "cancel_cause",
         "cancel_reason",
         "context",
         "deadline",
@@ -144,13 +150,13 @@ class Invocation:
         self.exchange = exchange
         self.whole = exchange.complete  # now: later it only says that the rest has arrived
         self.cancel_reason: str | None = None
+        self.cancel_cause: CancelCause = "cancelled"
         self.context: context.RequestContext | None = None
         timeout_s = exchange.head.timeout_s
         self.deadline = None if timeout_s is None else invoker.clock.now() + timeout_s
         self.task: asyncio.Task[None] | None = None
         self._done = done
         self._gone: asyncio.Future[None] | None = None
-        self._next_turn = 0.0
         self._started = False
 
     # -- Incoming -------------------------------------------------------------------------------
@@ -158,6 +164,10 @@ class Invocation:
     @property
     def body(self) -> bytes:
         return self.exchange.body
+
+    @property
+    def complete(self) -> bool:
+        return self.exchange.complete
 
     async def receive(self) -> bytes | None:
         return await self.exchange.receive()
@@ -175,24 +185,28 @@ class Invocation:
 
     # -- outside events -------------------------------------------------------------------------
 
-    def cancel(self, reason: str) -> None:
+    def cancel(self, reason: str, cause: CancelCause) -> None:
         """The caller cancelled or is gone: stops the handler and the calls under it."""
         if self.cancel_reason is not None:
             return
-        self.cancel_reason = reason
+        self.cancel_reason, self.cancel_cause = reason, cause
         self._say_gone()
-        request = self.context
-        if request is not None:
-            request.cancel_reason = reason
-            for child in tuple(request.children):
-                child.cancel(reason)
+        if self.context is not None:
+            self.context.cancel(reason, cause)
         if self._started and self.task is not None:  # a task that has not started looks at cancel_reason itself
             self.task.cancel(reason)
 
     def stop(self, reason: str) -> None:
         """The replica gives the call up: the caller hears of it at once."""
         self.exchange.fail(ReplicaDiedError(f"Request {self.exchange.head.request_id}: {reason}."))
-        self.cancel(reason)
+        self.cancel(reason, "shutting_down")
+
+    def _client_left(self) -> None:
+        """The client of a WebSocket is gone: nobody takes what is under way. The application hears of it by a message,
+        and what it still calls to clean up goes through.
+        """
+        if self.context is not None:
+            self.context.cancel_children("the client disconnected", "client_disconnected")
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -210,7 +224,9 @@ class Invocation:
         finally:
             if not self.exchange.ended:  # ours to mend, but not at the cost of the caller
                 self.exchange.fail(RuntimeError("the call ended without an answer"))
-            self.exchange.on_cancel = None  # or each would keep the other, and the body, until the next full collection
+            self.exchange.on_cancel = self.exchange.on_complete = (
+                None  # or each would keep the other, and the body, until the next full collection
+            )
             self._say_gone()
             self.invoker.ended(self)
             if self._done is not None:
@@ -218,7 +234,9 @@ class Invocation:
 
     def _enter(self) -> None:
         head, target = self.exchange.head, self.invoker.target
-        self.context = context.RequestContext(head.request_id, target.app, target.deployment, head.route, self.deadline)
+        self.context = context.RequestContext(
+            head.request_id, target.app, target.deployment, head.route, self.deadline, self.invoker.clock.now
+        )
         context.request.set(self.context)
         self._check_deadline()
 
@@ -246,7 +264,7 @@ class Invocation:
             value, packed = method.function(*args, **kwargs), None
             if method.kind == "async":
                 value = await value
-        if hasattr(type(value), "__await__"):
+        if _is_awaitable(value):
             value = await value  # a Response of another handle, or a coroutine: its value is meant
         if head.stream:
             await self._stream_python(method, value)
@@ -261,7 +279,7 @@ class Invocation:
         self._check_deadline()
         args, kwargs = _arguments(method, payload)
         value = method.function(*args, **kwargs)
-        if self.exchange.head.stream or hasattr(type(value), "__await__"):
+        if self.exchange.head.stream or _is_awaitable(value):
             return value, None
         self._reject_stream(method, value)
         return None, code.dumps(value)
@@ -279,9 +297,15 @@ class Invocation:
                 f"{self._named(method.name)} was called with stream=True but returned {type(value).__name__}, "
                 "not a generator. Call it without stream=True."
             )
-        async with aclosing(self._encoded(value, code.dumps)) as chunks:
-            async for chunk in chunks:
-                await self._send(chunk)
+        out = Outflow(self, self.exchange, self.invoker.clock)
+        if type(value) is ResponseStream and value.is_untouched:
+            await out.pass_on(value)
+        else:
+            items = Items(code.dumps)
+            on_loop = hasattr(type(value), "__anext__")
+            stream = value if on_loop else Feed(self.invoker.threads, value, items.prepare)
+            async with closing(stream):
+                await out.drain(stream, items, items.add if on_loop else items.add_prepared)
         self.exchange.end()
 
     def _reject_stream(self, method: Method, value: Any) -> None:
@@ -312,7 +336,7 @@ class Invocation:
             reply = render(value)
         else:
             value, reply = method.function(*args), None
-        if reply is None and hasattr(type(value), "__await__"):
+        if reply is None and _is_awaitable(value):
             value = await value
             reply = render(value)
         if reply is None:
@@ -332,18 +356,26 @@ class Invocation:
         if isinstance(value, Response):
             self._log_late(await asgi.serve_http(value, decode_http(self.exchange.head.http), self, self.exchange))
             return
-        first = True
-        async with aclosing(self._encoded(value, lambda item: (item, stream_chunk(item)))) as pairs:
-            async for item, chunk in pairs:
-                if first:
-                    first = False
-                    await self.exchange.start_http(stream_head(item), chunk)
-                    await self._turn()
-                else:
-                    await self._send(chunk)
-        if first:
-            await self.exchange.start_http(stream_head(b""))
+        on_loop = hasattr(type(value), "__anext__")
+        stream = value if on_loop else Feed(self.invoker.threads, value, _with_chunk)
+        async with closing(stream):
+            await self._stream_http(stream, on_loop)
         self.exchange.end()
+
+    async def _stream_http(self, stream: Any, on_loop: bool) -> None:
+        out, body = Outflow(self, self.exchange, self.invoker.clock), Pieces()
+        try:
+            first = await anext(stream)
+        except StopAsyncIteration:
+            await self.exchange.start_http(stream_head(b""))
+            return
+        item, chunk = _with_chunk(first) if on_loop else first
+        await self.exchange.start_http(stream_head(item), chunk)
+        await out.turn()
+        if on_loop:
+            await out.drain(stream, body, lambda item: body.add(stream_chunk(item)))
+        else:
+            await out.drain(stream, body, lambda pair: body.add(pair[1]))
 
     async def _in_background(self, background: Callable[[], Any]) -> None:
         try:
@@ -358,45 +390,16 @@ class Invocation:
                 f"Deployment {target.deployment!r} of application {target.app!r} has no WebSocket route; "
                 "give it a FastAPI application with one, by @serve.ingress(app)."
             )
+        self.exchange.on_complete = self._client_left  # its last message is that it leaves
         http = decode_http(self.exchange.head.http)
         self._log_late(await asgi.serve_websocket(target.asgi, http, self, self.exchange, target.state))
-
-    # -- streams --------------------------------------------------------------------------------
-
-    async def _encoded(self, stream: Any, encode: Callable[[Any], Any]) -> AsyncGenerator[Any, None]:
-        """The items of an iterator of either kind, encoded; closes it, come what may."""
-        if hasattr(type(stream), "__anext__"):
-            try:
-                async for item in stream:
-                    yield encode(item)
-            finally:
-                if hasattr(stream, "aclose"):
-                    await stream.aclose()
-            return
-        feed = Feed(self.invoker.threads, stream, encode)
-        try:
-            async for chunk in feed:
-                yield chunk
-        finally:
-            await feed.aclose()
-
-    async def _send(self, chunk: bytes) -> None:
-        if self.cancel_reason is not None:  # a generator that swallows its cancellation would go on for ever
-            raise asyncio.CancelledError(self.cancel_reason)
-        if not self.exchange.send_nowait(chunk):
-            await self.exchange.send(chunk)
-        if self.invoker.clock.now() >= self._next_turn:
-            await self._turn()
-
-    async def _turn(self) -> None:
-        await asyncio.sleep(0)
-        self._next_turn = self.invoker.clock.now() + TURN_S
 
     # -- failures -------------------------------------------------------------------------------
 
     def _fail_cancelled(self) -> None:
         reason = self.cancel_reason or "the handler raised CancelledError, though nobody had cancelled the request"
-        self.exchange.fail(RequestCancelledError(f"Request {self.exchange.head.request_id} was cancelled: {reason}."))
+        text = f"Request {self.exchange.head.request_id} was cancelled: {reason}."
+        self.exchange.fail(RequestCancelledError(text, self.cancel_cause))
 
     def _fail(self, error: BaseException) -> None:
         try:
@@ -429,6 +432,16 @@ def _arguments(method: Method, payload: bytes) -> tuple[tuple[Any, ...], dict[st
     if method.wants_request and not args and not kwargs:
         return (Request.empty(),), {}
     return args, kwargs
+
+
+def _is_awaitable(value: Any) -> bool:
+    """Whether something else comes of it when it is awaited. (A ResponseStream can be, too, to say that it cannot.)"""
+    return hasattr(type(value), "__await__") and type(value) is not ResponseStream
+
+
+def _with_chunk(item: Any) -> tuple[Any, bytes]:
+    """An item, and what goes to an HTTP client for it."""
+    return item, stream_chunk(item)
 
 
 def user_traceback(error: BaseException) -> str | None:

@@ -48,6 +48,8 @@ class Incoming(Protocol):
     def whole(self) -> bool: ...  # that was all of it
     @property
     def cancel_reason(self) -> str | None: ...
+    @property
+    def complete(self) -> bool: ...  # the last chunk has arrived by now, taken or not
     async def receive(self) -> bytes | None: ...  # the next chunk, None at the end or when the caller is gone
     async def gone(self) -> None: ...  # until the call has ended, whichever way
 

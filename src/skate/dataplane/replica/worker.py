@@ -20,7 +20,15 @@ from skate.authoring.code import load, loads
 from skate.core import context
 from skate.core.context import ReplicaContext
 from skate.core.environment import export, export_default
-from skate.core.specs import DeploymentSpec, HandleRef, ReplicaConfig, ReplicaPhase, ReplicaReport
+from skate.core.specs import (
+    DeploymentSpec,
+    HandleRef,
+    LoopBlocking,
+    LoopReport,
+    ReplicaConfig,
+    ReplicaPhase,
+    ReplicaReport,
+)
 from skate.dataplane import caller as callers
 from skate.dataplane.caller import Caller
 from skate.dataplane.handle import DeploymentHandle
@@ -29,6 +37,7 @@ from skate.dataplane.replica.invoke import Invoker
 from skate.dataplane.replica.lifespan import Lifespan
 from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
 from skate.dataplane.replica.views import build_asgi
+from skate.dataplane.replica.watchdog import Watchdog
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.failure import described
 from skate.dataplane.transport.peers import Listener, listen
@@ -58,6 +67,7 @@ class Worker:
         self.lifespan: Lifespan | None = None
         self.invoker: Invoker | None = None
         self.listener: Listener | None = None
+        self.watchdog: Watchdog | None = None
         self.idle = asyncio.Event()
         self.idle.set()
         self.report_task: asyncio.Task[None] | None = None
@@ -90,7 +100,19 @@ class Worker:
         gc.collect()
         if not self.life.inline:
             gc.freeze()  # what start-up made stays: later collections need not look at it
+            self._watch_loop()
         await self.tell("ready")
+
+    def _watch_loop(self) -> None:
+        """Not inline, where all replicas share one loop with everything else."""
+        bound_s = self.spec.options.loop_block_warning_s
+        if bound_s and self.invoker is not None:
+            name = f"replica {self.config.id}"
+            self.watchdog = Watchdog(name, bound_s, self.life.clock, self.invoker, self._tell_blocked)
+            self.watchdog.start()
+
+    def _tell_blocked(self, blocked: tuple[LoopBlocking, ...]) -> None:
+        self.caller.uplink.report("report_loop", LoopReport(self.config.id, blocked))
 
     async def _load(self, code: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         spec = self.spec
@@ -125,7 +147,7 @@ class Worker:
         if verdict == REFUSED:
             exchange.refuse()
         elif verdict == PARKED and not exchange.ended:
-            exchange.on_cancel = lambda reason: self.slots.withdraw(exchange)
+            exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
 
     def begin(self, exchange: Exchange) -> None:
         """A call has its slot."""
@@ -166,6 +188,8 @@ class Worker:
 
     async def close(self) -> None:
         """Ends everything that was started, in reverse order."""
+        if self.watchdog is not None:
+            self.watchdog.stop()
         if self.listener is not None:
             if self.invoker is not None:
                 await self.invoker.close(0.0, self.spec.options.graceful_shutdown_timeout_s)

@@ -33,21 +33,21 @@ def retry_after_s(queued: int, drained_per_s: float | None) -> float:
     return float(math.ceil(min(max(seconds, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)))
 
 
-class Pace(NamedTuple):
+class Outflow(NamedTuple):
     """How fast calls end, as seen from one refusal to a later one: who refuses nobody measures nothing."""
 
     at: float = -math.inf
     ended: int = 0  # calls by then
     per_s: float | None = None
 
-    def seen(self, now: float, ended: int) -> Pace:
+    def seen(self, now: float, ended: int) -> Outflow:
         """The pace with what is seen now."""
         passed_s = now - self.at
         if passed_s < PACE_MIN_S:
             return self
         if passed_s > PACE_MAX_S:  # it says nothing of the load of today
-            return Pace(now, ended)
-        return Pace(now, ended, (ended - self.ended) / passed_s)
+            return Outflow(now, ended)
+        return Outflow(now, ended, (ended - self.ended) / passed_s)
 
 
 def retries_of(retry: int | Mapping[str, int], method: str) -> int:

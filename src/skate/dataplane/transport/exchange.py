@@ -11,7 +11,9 @@ import logging
 import mmap
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
+from skate.core.errors import CancelCause
 from skate.dataplane.transport.failure import encode_failure
 from skate.dataplane.transport.framed import Framed
 from skate.dataplane.transport.mark import attached, note
@@ -26,6 +28,7 @@ from skate.dataplane.wire.frames import (
     GRANTED,
     HEADED,
     LAST,
+    MANY,
     READY,
     RECALL,
     REFUSED,
@@ -38,6 +41,7 @@ from skate.dataplane.wire.frames import (
     pack_count,
     pack_ids,
     split_head,
+    unpack_cancel,
     unpack_count,
 )
 from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_head
@@ -47,10 +51,21 @@ logger = logging.getLogger("skate.wire")
 LOAD_MAX = 0xFFFF  # what the field of a frame can say
 
 
+class Gathering(Protocol):
+    """Pieces of an answer that leave together."""
+
+    size: int  # bytes so far, about; 0: none
+
+    def take(self) -> tuple[bytes, int]:
+        """The body and the flags of a chunk with all of them; nothing is left."""
+        ...
+
+
 class Exchange:
     """One call as its callee sees it. All methods belong to the loop's thread."""
 
     __slots__ = (
+        "_gathering",
         "_input",
         "_input_waiters",
         "_output_waiters",
@@ -64,6 +79,7 @@ class Exchange:
         "head",
         "id",
         "on_cancel",
+        "on_complete",
         "on_end",
         "session",
     )
@@ -79,8 +95,10 @@ class Exchange:
         self.asks = bool(flags & ASKS)
         self.ended = False
         self.cancel_reason: str | None = None
-        self.on_cancel: Callable[[str], None] | None = None
+        self.on_cancel: Callable[[str, CancelCause], None] | None = None
+        self.on_complete: Callable[[], None] | None = None  # the last chunk of the input has arrived
         self.on_end: Callable[[], None] | None = None
+        self._gathering: Gathering | None = None
         self._input: deque[bytes | None] | None = None
         self._input_waiters: list[asyncio.Future[None]] = []  # user code may wait in several tasks at once
         self._output_waiters: list[asyncio.Future[None]] = []
@@ -110,6 +128,8 @@ class Exchange:
         if last:
             self.complete = True
             self._input.append(None)
+            if self.on_complete is not None:
+                self.on_complete()
         _wake(self._input_waiters)
 
     # -- output ---------------------------------------------------------------------------------
@@ -117,6 +137,7 @@ class Exchange:
     def reply(self, data: bytes) -> None:
         """The one and only answer."""
         if not self.ended:
+            self.pack()
             session = self.session
             session.write_frame(CHUNK, self.id, LAST, session.load(), data, len(session.exchanges) == 1)
             self._finish()
@@ -137,11 +158,16 @@ class Exchange:
         """One chunk of the answer; waits while the caller has given no credit."""
         await self._chunk(data, 0)
 
+    async def send_items(self, data: bytes) -> None:
+        """One chunk that holds many items of a stream, as it came from another callee; waits like ``send``."""
+        await self._chunk(data, MANY)
+
     def send_nowait(self, data: bytes) -> bool:
         """One chunk of the answer if there is credit, else False and nothing is sent."""
         session = self.session
         if self.ended:
             return True
+        self.pack()
         if not session.wire.may_send(self.id) or session.is_stuck:
             return False
         session.wire.spend(self.id, len(data))
@@ -156,9 +182,45 @@ class Exchange:
             elif session.is_stuck:
                 await session.drained()
             else:
+                self.pack()
                 session.wire.spend(self.id, len(data))
                 session.write_frame(CHUNK, self.id, flags, session.load(), data)
                 return
+
+    def gather(self, gathering: Gathering) -> None:
+        """From now on what is put into ``gathering`` leaves as one chunk at the end of each turn of the loop, and in
+        front of whatever else is sent. Look at ``may_gather`` before, and say ``gathered`` after, the first piece.
+        """
+        self._gathering = gathering
+
+    def may_gather(self) -> bool:
+        """Whether another chunk may be begun; if not, ``room`` tells when."""
+        return not self.session.is_stuck and self.session.wire.may_send(self.id)
+
+    async def room(self) -> None:
+        """Waits until another chunk may be begun, or the call has ended."""
+        session = self.session
+        while not self.ended:
+            if not session.wire.may_send(self.id):
+                await self._wait(self._output_waiters)
+            elif session.is_stuck:
+                await session.drained()
+            else:
+                return
+
+    def gathered(self) -> None:
+        """The first piece of a chunk was put in."""
+        self.session.plan_to_pack(self)
+
+    def pack(self) -> None:
+        """What was gathered leaves now."""
+        gathering = self._gathering
+        if gathering is not None and gathering.size:
+            body, flags = gathering.take()
+            if not self.ended:
+                session = self.session
+                session.wire.spend(self.id, len(body))
+                session.write_frame(CHUNK, self.id, flags, session.load(), body)
 
     async def _wait(self, waiters: list[asyncio.Future[None]]) -> None:
         waiter = self.session.loop.create_future()
@@ -176,6 +238,7 @@ class Exchange:
     def fail(self, error: BaseException, traceback: str | None = None) -> None:
         """The call ends with an error; errors of user code are shipped as the user's own type."""
         if not self.ended:
+            self.pack()
             self.session.write_frame(ERROR, self.id, 0, self.session.load(), encode_failure(error, traceback))
             self._finish()
 
@@ -197,7 +260,7 @@ class Exchange:
     def credit_came(self) -> None:
         _wake(self._output_waiters)
 
-    def cancelled(self, reason: str) -> None:
+    def cancelled(self, reason: str, cause: CancelCause) -> None:
         """The caller cancelled or is gone (called by the Session)."""
         if self.ended:
             return
@@ -205,7 +268,7 @@ class Exchange:
         callback = self.on_cancel
         self._finish()
         if callback is not None:
-            callback(reason)
+            callback(reason, cause)
 
     def _finish(self) -> None:
         self.ended = True
@@ -231,6 +294,7 @@ class Session(Framed):
         listener.sessions.add(self)
         self._mark: mmap.mmap | None = None
         self._begun: list[int] = []  # what STARTED will say
+        self._gathered: list[Exchange] = []  # have something to pack at the end of this tick
         self._reading = False
 
     @property
@@ -271,7 +335,7 @@ class Session(Framed):
             elif kind == CANCEL:
                 exchange = self.exchanges.get(call)
                 if exchange is not None:
-                    exchange.cancelled(body.decode("utf-8", "replace") or "cancelled by the caller")
+                    exchange.cancelled(*unpack_cancel(flags, body))
             elif kind == CREDIT:
                 exchange = self.exchanges.get(call)
                 if exchange is not None:
@@ -309,6 +373,20 @@ class Session(Framed):
         self.write(pack(STARTED, 0, 0, self.load(), pack_ids(ids)))
         self.flush()
 
+    def plan_to_pack(self, exchange: Exchange) -> None:
+        """The exchange has gathered something that shall leave at the end of this tick."""
+        if not self.closed:
+            self._gathered.append(exchange)
+            self._plan_flush()
+
+    def flush(self) -> None:
+        gathered = self._gathered
+        if gathered:
+            self._gathered = []
+            for exchange in gathered:
+                exchange.pack()
+        super().flush()
+
     def grant(self, count: int) -> None:
         """Promises ``count`` slots to this caller, which it was refused before."""
         self.write(pack(READY, 0, 0, self.load(), pack_count(count)))
@@ -328,7 +406,7 @@ class Session(Framed):
             self._mark.close()
             self._mark = None
         for exchange in list(self.exchanges.values()):
-            exchange.cancelled("the caller's connection was lost")
+            exchange.cancelled("the process that made the call is gone", "caller_lost")
         if self.listener.on_session_lost is not None:
             self.listener.on_session_lost(self)
 

@@ -14,11 +14,14 @@ import msgspec
 from skate.authoring.code import dumps, loads
 from skate.core.errors import (
     BackPressureError,
+    CancelCause,
     RemoteError,
     RemoteTraceback,
+    RequestCancelledError,
     SkateError,
     by_name,
 )
+from skate.dataplane.wire.frames import CAUSES
 
 TEXT_MAX = 64 * 1024  # characters of a message or a traceback that travel
 PICKLE_MAX = 64 << 20  # bytes of a pickled exception that travel
@@ -35,6 +38,7 @@ class Failure(msgspec.Struct, array_like=True):
     traceback: str = ""
     status_code: int = 0
     retry_after_s: float | None = None
+    cause: CancelCause = "cancelled"
 
 
 _decoder = msgspec.msgpack.Decoder(Failure)
@@ -48,6 +52,8 @@ def encode_failure(error: BaseException, traceback: str | None = None) -> bytes:
         failure = Failure(_own_name(type(error)), text, traceback=trace)
         if isinstance(error, BackPressureError):
             failure.status_code, failure.retry_after_s = _numbers(error)
+        elif isinstance(error, RequestCancelledError) and error.cause in CAUSES:
+            failure.cause = error.cause
         return msgspec.msgpack.encode(failure)
     kind = type(error)
     name = (
@@ -142,6 +148,8 @@ def decode_failure(data: bytes) -> BaseException:
     error: BaseException
     if issubclass(kind, BackPressureError):
         error = kind(failure.message, failure.status_code or 503, failure.retry_after_s)
+    elif issubclass(kind, RequestCancelledError):
+        error = kind(failure.message, failure.cause)
     else:
         error = kind(failure.message)
     if failure.traceback:

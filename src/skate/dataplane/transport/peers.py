@@ -18,6 +18,7 @@ from typing import Protocol
 
 from skate.core.errors import (
     CallTimeoutError,
+    CancelCause,
     NotRunningError,
     PayloadTooLargeError,
     RequestCancelledError,
@@ -31,13 +32,13 @@ from skate.dataplane.transport.mark import Mark, offered
 from skate.dataplane.transport.memory import LISTENERS, connect_memory
 from skate.dataplane.wire.frames import (
     CALL,
-    CANCEL,
     CHUNK,
     CREDIT,
     ERROR,
     FRAME_MAX,
     HEADED,
     LAST,
+    MANY,
     READY,
     RECALL,
     REFUSED,
@@ -47,6 +48,7 @@ from skate.dataplane.wire.frames import (
     Frame,
     join_head,
     pack,
+    pack_cancel,
     pack_count,
     unpack_count,
     unpack_ids,
@@ -67,6 +69,7 @@ class CallSink(Protocol):
 
     def wire_started(self) -> None: ...
     def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None: ...
+    def wire_items(self, body: bytes) -> None: ...
     def wire_failed(self, body: bytes) -> None: ...
     def wire_refused(self, returned: bool) -> None: ...
     def wire_credit(self) -> None: ...
@@ -131,11 +134,11 @@ class Peer(Framed):
         if credit:
             self.write(credit)
 
-    def cancel(self, call: int, reason: str) -> None:
+    def cancel(self, call: int, reason: str, cause: CancelCause = "cancelled") -> None:
         """Tells the callee to stop; nothing more is heard of the call."""
         if self.sinks.pop(call, None) is not None:
             self.wire.close(call)
-            self.write(pack(CANCEL, call, 0, 0, reason.encode()[:1024]))
+            self.write(pack_cancel(call, reason, cause))
 
     def release(self, count: int) -> None:
         """Gives back slots that READY promised."""
@@ -166,7 +169,11 @@ class Peer(Framed):
             if kind == CHUNK:
                 last = bool(flags & LAST)
                 sink = sinks.pop(call, None) if last else sinks.get(call)
-                if sink is not None:
+                if sink is None:
+                    continue
+                if flags & MANY and not last:
+                    sink.wire_items(body)
+                else:
                     sink.wire_chunk(body, bool(flags & HEADED), last)
             elif kind == STARTED:
                 for started in unpack_ids(body):
@@ -285,6 +292,9 @@ class _ControlSink:
             self._finish(None)
         elif self.call is not None:
             self.peer.take(self.call, len(body))
+
+    def wire_items(self, body: bytes) -> None:
+        raise WireError(f"{self.peer.wire.peer_name} answered {self.method!r} with a stream of items")
 
     def wire_failed(self, body: bytes) -> None:
         self._finish(decode_failure(body))

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import struct
 
-from skate.core.errors import WireError
+from skate.core.errors import CancelCause, WireError
 
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("<IIBBH")
 HEADER_SIZE = HEADER.size
+REASON_MAX = 1024  # bytes of the reason for a cancellation
 FRAME_MAX = 1 << 30  # bytes of one body: bounds what one peer can make the other allocate
 
 HELLO, CALL, CHUNK, ERROR, CANCEL, STARTED, REFUSED, READY, RELEASE, CREDIT, RECALL = range(1, 12)
@@ -27,7 +28,11 @@ HEADED = 2  # CALL, CHUNK: the body begins with a u32 length and a msgpack head
 GRANTED = 4  # CALL: uses a slot that READY had promised
 AHEAD = 8  # CALL: may wait at the callee until a slot is free, instead of being refused
 ASKS = 16  # CALL: the caller wants a STARTED frame, not only the mark
+MANY = 64  # CHUNK to a caller: several items of a stream, see ``wire/items.py``
 RETURNED = 32  # REFUSED: was asked back, or the callee is ending; says nothing of its slots
+
+# CANCEL: its flags are a place in this list; its body is the reason in words.
+CAUSES: tuple[CancelCause, ...] = ("cancelled", "client_disconnected", "timed_out", "shutting_down", "caller_lost")
 
 Frame = tuple[int, int, int, int, bytes]  # kind, call, flags, load, body
 
@@ -83,6 +88,17 @@ def unpack_count(body: bytes) -> int:
     if len(body) != 4:
         raise WireError("a count is not four bytes long")
     return int(_U32.unpack(body)[0])
+
+
+def pack_cancel(call: int, reason: str, cause: CancelCause) -> bytes:
+    """A whole CANCEL frame."""
+    return pack(CANCEL, call, CAUSES.index(cause), 0, reason.encode("utf-8", "replace")[:REASON_MAX])
+
+
+def unpack_cancel(flags: int, body: bytes) -> tuple[str, CancelCause]:
+    """Reason and cause of a CANCEL frame; a cause of a later version is taken for a plain cancellation."""
+    cause = CAUSES[flags] if flags < len(CAUSES) else CAUSES[0]
+    return body.decode("utf-8", "replace") or "cancelled by the caller", cause
 
 
 class Cutter:
