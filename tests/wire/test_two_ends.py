@@ -159,6 +159,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.callee.say(f.pack(f.READY, 0, 0, 0, f.pack_count(count)))
         if self.caller.wire.peer_name is not None:
             self.caller.say(f.pack(f.RELEASE, 0, 0, 0, f.pack_count(count)))
+            self.caller.say(f.pack(f.RECALL, 0, 0, 0, b""))
 
     # -- both -----------------------------------------------------------------------------------
 
