@@ -71,7 +71,11 @@ class Replica:
             self.cancelled.append(reason)
             task.cancel()
 
+        def forget(_: object) -> None:
+            exchange.on_cancel = None
+
         exchange.on_cancel = cancel
+        task.add_done_callback(forget)
 
     async def close(self) -> None:
         if self.listener is not None:
