@@ -99,6 +99,28 @@ def test_a_chunk_may_be_larger_than_the_credit_and_the_next_one_waits(play: Play
     play(scene)
 
 
+def test_what_is_sent_without_waiting_spends_the_credit_too(play: Play) -> None:
+    async def scene(open: Open) -> None:
+        exchanges: list[Exchange] = []
+        _, peer = await open(exchanges.append)
+        heard = Heard(peer, takes=False).open()
+        await until(lambda: exchanges)
+        (exchange,) = exchanges
+        sent = 0
+        while exchange.send_nowait(b"x" * (WINDOW // 10)):
+            sent += 1
+        assert sent == 10
+        await until(lambda: len(heard.chunks) == sent)
+        for chunk in heard.chunks:
+            peer.take(heard.id, len(chunk))
+        await until(lambda: exchange.send_nowait(b"more"))
+        exchange.end()
+        assert await heard.ends() == "last"
+        assert exchange.send_nowait(b"nobody hears")  # one that has ended takes everything
+
+    play(scene)
+
+
 def test_promises_are_granted_used_and_given_back(play: Play) -> None:
     async def scene(open: Open) -> None:
         granted: list[bool] = []
