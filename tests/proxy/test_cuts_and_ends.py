@@ -23,9 +23,10 @@ from skate.dataplane.call import Call
 from skate.dataplane.ledger import Outcome
 from skate.dataplane.proxy.connection import CLOSED
 from skate.dataplane.proxy.front import Front
+from skate.dataplane.proxy.heads import Heads
 from skate.dataplane.router import Router
 from skate.dataplane.wire.frames import join_head
-from skate.dataplane.wire.head import WEBSOCKET, HttpHead, ReplyHead, encode_head
+from skate.dataplane.wire.head import WEBSOCKET, ReplyHead, decode_http, encode_head
 from tests.proxy.test_fuzz import FakeTransport
 
 EXAMPLES = settings.default.max_examples  # type: ignore[attr-defined]  # `make fuzz` raises it
@@ -60,8 +61,7 @@ class Stage(Router):
         return True
 
     def complete(self, call: Call) -> None:
-        http = call.head.http
-        assert isinstance(http, HttpHead)
+        http = decode_http(call.head.http)
         target = http.raw_path + (b"?" + http.query if http.query else b"")
         body = bytes(self.bodies[id(call)])
         self.done.append((http.method, target, body))
@@ -81,6 +81,7 @@ class Scene:
     def __init__(self, answering: bool = True) -> None:
         self.loop = asyncio.new_event_loop()
         self.answering = answering
+        self.heads: Heads | None = None  # shared by all connections, if set
 
     def __enter__(self) -> Scene:
         return self
@@ -95,6 +96,7 @@ class Scene:
             clock = ManualClock()
             stage = Stage(clock, self.answering)
             front = Front(stage, OPTIONS, clock)
+            front.heads = self.heads or front.heads
             connection = front.connect()
             transport = FakeTransport(self.loop, connection)
             with patch.object(Call, "try_send", lambda call, data, last=False: stage.take(call, data, last)):
@@ -343,6 +345,20 @@ def test_no_damaged_request_smuggles_another(
     one: bytes, two: bytes, at: int, bad: bytes, gone: int, sizes: list[int]
 ) -> None:
     agrees(one[:at] + bad + one[at + gone :] + two + SMUGGLED, [max(size, len(one) // 200 + 1) for size in sizes])
+
+
+@settings(max_examples=EXAMPLES // 2)
+@given(st.lists(REQUESTS | TRICKS, min_size=1, max_size=4), st.integers(0, 400), st.binary(min_size=1, max_size=2))
+def test_what_came_before_changes_nothing(requests: list[bytes], at: int, bad: bytes) -> None:
+    """Heads that came before are remembered; each message here comes in one read, twice, and damaged in between."""
+    damaged = [one[:at] + bad + one[at + len(bad) :] for one in requests]
+    with Scene() as fresh, Scene() as warm:
+        warm.heads = Heads()
+        for one in [*requests, *damaged, *requests, *damaged]:
+            stage, answers = fresh.play([one])
+            again, same = warm.play([one])
+            assert again.done == stage.done
+            assert cleaned(same) == cleaned(answers)
 
 
 # -- ends -----------------------------------------------------------------------------------------

@@ -17,7 +17,16 @@ from skate.core.errors import SkateError, WireError
 from skate.dataplane.transport.failure import decode_failure, rebuild
 from skate.dataplane.wire import frames as f
 from skate.dataplane.wire.connection import HELLO_MAX, IDS, WINDOW, Connection, Role
-from skate.dataplane.wire.head import CallHead, Hello, ReplyHead, decode_call, decode_hello, decode_reply, encode_head
+from skate.dataplane.wire.head import (
+    CallHead,
+    Hello,
+    ReplyHead,
+    decode_call,
+    decode_hello,
+    decode_http,
+    decode_reply,
+    encode_head,
+)
 
 EXAMPLES = settings.default.max_examples  # type: ignore[attr-defined]  # `make fuzz` raises it
 ROLES = st.sampled_from(["caller", "callee"])
@@ -206,7 +215,7 @@ MSGPACK = st.binary(max_size=60) | VALUES.map(encode_head) | st.sampled_from(REA
 @given(MSGPACK, st.integers(0, 200), st.binary(max_size=3))
 def test_any_head_is_read_or_is_an_error(data: bytes, at: int, other: bytes) -> None:
     data = data[:at] + other + data[at + len(other) :] if other else data
-    for decode in (decode_call, decode_reply, decode_hello):
+    for decode in (decode_call, decode_reply, decode_hello, decode_http):
         try:
             decode(data)  # type: ignore[operator]
         except WireError as error:

@@ -88,7 +88,7 @@ def decode_http(raw: msgspec.Raw) -> HttpHead:
     """Raises WireError if the bytes are not the head of a request."""
     try:
         return _http_decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise WireError(f"an HTTP call came without a readable HTTP head: {error}") from None
 
 
