@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench clean
+.PHONY: help venv demo test check format bench soak fuzz clean
 
 help:
 	@echo "make venv     set up $(VENV) with the pinned dependencies (done by the others when needed)"
@@ -15,6 +15,8 @@ help:
 	@echo "make check    ruff, mypy --strict, the house rules"
 	@echo "make format   let ruff put the source into its form"
 	@echo "make bench    run the benchmarks beside their peers"
+	@echo "make soak     all kinds of calls at once for SOAK_SECONDS (180), then: nothing lost, nothing open, nothing grown"
+	@echo "make fuzz     the property tests of wire and HTTP, with thousands of new examples (some minutes)"
 	@echo "make clean    remove $(VENV) and everything built"
 
 venv: $(STAMP)
@@ -46,6 +48,12 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+soak: $(STAMP)
+	$(BIN)/python -m soak.run
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=1200 tests/wire tests/proxy/test_fuzz.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

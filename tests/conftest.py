@@ -17,8 +17,10 @@ os.environ["SKATE_RUNTIME_DIR"] = RUNTIME_DIR
 os.environ.pop("SKATE_INSTANCE", None)
 atexit.register(shutil.rmtree, RUNTIME_DIR, ignore_errors=True)
 
-# A slow machine is no failure: no property is judged by the time it takes.
-hypothesis.settings.register_profile("skate", deadline=None)
+# A slow machine is no failure: no property is judged by the time it takes. Examples are the same each time; `make fuzz`
+# looks further, at others each time. Tests take their numbers from ``settings.default.max_examples``.
+hypothesis.settings.register_profile("skate", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile("skate")
 
 

@@ -125,6 +125,7 @@ def test_a_flood_of_own_pages_is_answered_without_deep_recursion(run: Run) -> No
         (400, POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         (400, POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
         (400, POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (400, POST + b"Transfer-Encoding: chunked\t\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         (400, POST + b"Transfer-Encoding: identity\r\n\r\n0\r\n\r\n"),
         (501, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
         (400, POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),

@@ -71,7 +71,11 @@ class Replica:
             self.cancelled.append(reason)
             task.cancel()
 
+        def forget(_: object) -> None:
+            exchange.on_cancel = None
+
         exchange.on_cancel = cancel
+        task.add_done_callback(forget)
 
     async def close(self) -> None:
         if self.listener is not None:
@@ -214,11 +218,13 @@ class Client:
             assert not reply.header(b"transfer-encoding")
             reply.body = await self.reader.readexactly(int(length[0]))
         elif reply.header(b"transfer-encoding"):
-            while size := int((await self.reader.readuntil(b"\r\n"))[:-2], 16):
-                reply.pieces.append(await self.reader.readexactly(size))
+            try:
+                while size := int((await self.reader.readuntil(b"\r\n"))[:-2], 16):
+                    reply.pieces.append(await self.reader.readexactly(size))
+                    assert await self.reader.readexactly(2) == b"\r\n"
                 assert await self.reader.readexactly(2) == b"\r\n"
-            reply.body = b"".join(reply.pieces)  # not piece by piece: that would copy gigabytes for a large body
-            assert await self.reader.readexactly(2) == b"\r\n"
+            finally:
+                reply.body = b"".join(reply.pieces)
         else:
             reply.body = await self.reader.read(-1)
 

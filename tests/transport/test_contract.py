@@ -5,94 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from skate.core.errors import CallTimeoutError, CancelCause, NotRunningError, RemoteTraceback, RequestCancelledError
 from skate.dataplane.transport.exchange import Exchange
-from skate.dataplane.transport.failure import rebuild
-from skate.dataplane.transport.peers import Listener, Peer, connect, listen
+from skate.dataplane.transport.failure import decode_failure, rebuild
+from skate.dataplane.transport.peers import connect, listen
 from skate.dataplane.wire.connection import WINDOW
 from skate.dataplane.wire.frames import ASKS
-from skate.dataplane.wire.head import PYTHON, CallHead, encode_head
-
-LIMIT_S = 10.0
+from tests.transport.world import LIMIT_S, Heard, Open, Play, head
 
 
-class Heard:
-    """A sink that notes what it hears."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.id = 0
-        self.chunks: list[bytes] = []
-        self.marks: list[str] = []
-        self.failure = b""
-        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def wire_started(self) -> None:
-        self.marks.append("started")
-
-    def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
-        self.chunks.append(body)
-        if last:
-            self.end.set_result("last")
-        else:
-            self.peer.take(self.id, len(body))
-
-    def wire_failed(self, body: bytes) -> None:
-        self.failure = body
-        self.end.set_result("failed")
-
-    def wire_refused(self, returned: bool) -> None:
-        self.end.set_result("refused")
-
-    def wire_credit(self) -> None:
-        self.marks.append("credit")
-
-    def wire_lost(self, error: Exception | None) -> None:
-        self.end.set_result("lost")
-
-
-def head(kind: int = PYTHON) -> bytes:
-    return encode_head(CallHead(kind, "m", "r1"))
-
-
-Scene = Callable[[Callable[[Callable[[Exchange], None]], Awaitable[tuple[Listener, Peer]]]], Awaitable[None]]
-
-
-@pytest.fixture(params=["memory", "unix", "tcp"])
-def play(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scene], None]:
-    """Runs a scene over one transport, with everything closed at its end."""
-    address = {"memory": "memory:contract", "unix": f"unix:{tmp_path}/s", "tcp": "tcp:127.0.0.1:0"}[request.param]
-
-    def run(scene: Scene) -> None:
-        async def main() -> None:
-            opened: list[tuple[Listener, Peer]] = []
-
-            async def open(accept: Callable[[Exchange], None]) -> tuple[Listener, Peer]:
-                listener = await listen(address, accept, "callee")
-                peer = await connect(listener.address, "caller")
-                opened.append((listener, peer))
-                return listener, peer
-
-            async with asyncio.timeout(LIMIT_S):
-                try:
-                    await scene(open)
-                finally:
-                    for listener, peer in opened:
-                        peer.close()
-                        await listener.close()
-
-        asyncio.run(main())
-
-    return run
-
-
-def test_a_call_is_answered(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_a_call_is_answered(play: Play) -> None:
+    async def scene(open: Open) -> None:
         def accept(exchange: Exchange) -> None:
             assert exchange.head.request_id == "r1" and exchange.complete
             exchange.begin()
@@ -108,8 +35,8 @@ def test_a_call_is_answered(play: Callable[[Scene], None]) -> None:
     play(scene)
 
 
-def test_both_sides_know_each_other(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_both_sides_know_each_other(play: Play) -> None:
+    async def scene(open: Open) -> None:
         names: list[str] = []
 
         def accept(exchange: Exchange) -> None:
@@ -125,9 +52,9 @@ def test_both_sides_know_each_other(play: Callable[[Scene], None]) -> None:
     play(scene)
 
 
-def test_a_large_body_arrives_whole_both_ways(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
-        data = os.urandom(5 * 1024 * 1024)
+def test_a_large_body_arrives_whole_both_ways(play: Play) -> None:
+    async def scene(open: Open) -> None:
+        data = os.urandom(10 * 1024 * 1024)
         _, peer = await open(lambda exchange: exchange.reply(exchange.body))
         heard = Heard(peer)
         peer.open(heard, head(), data, True)
@@ -137,8 +64,8 @@ def test_a_large_body_arrives_whole_both_ways(play: Callable[[Scene], None]) -> 
     play(scene)
 
 
-def test_input_and_output_stream_in_order(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_input_and_output_stream_in_order(play: Play) -> None:
+    async def scene(open: Open) -> None:
         tasks: list[asyncio.Task[None]] = []
 
         async def echo(exchange: Exchange) -> None:
@@ -158,8 +85,8 @@ def test_input_and_output_stream_in_order(play: Callable[[Scene], None]) -> None
     play(scene)
 
 
-def test_a_reader_that_takes_nothing_stops_the_writer(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_a_reader_that_takes_nothing_stops_the_writer(play: Play) -> None:
+    async def scene(open: Open) -> None:
         sent = 0
         tasks: list[asyncio.Task[None]] = []
 
@@ -188,8 +115,8 @@ def test_a_reader_that_takes_nothing_stops_the_writer(play: Callable[[Scene], No
     play(scene)
 
 
-def test_refused_and_failed(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_refused_and_failed(play: Play) -> None:
+    async def scene(open: Open) -> None:
         answers = [lambda e: e.refuse(), lambda e: e.fail(KeyError("k"), "remote trace")]
         _, peer = await open(lambda exchange: answers.pop(0)(exchange))
         first, second = Heard(peer), Heard(peer)
@@ -197,8 +124,6 @@ def test_refused_and_failed(play: Callable[[Scene], None]) -> None:
         assert await first.end == "refused"
         peer.open(second, head(), b"", True)
         assert await second.end == "failed"
-        from skate.dataplane.transport.failure import decode_failure
-
         error = rebuild(decode_failure(second.failure))
         assert isinstance(error, KeyError) and error.args == ("k",)
         assert isinstance(error.__cause__, RemoteTraceback) and "remote trace" in str(error.__cause__)
@@ -206,8 +131,8 @@ def test_refused_and_failed(play: Callable[[Scene], None]) -> None:
     play(scene)
 
 
-def test_cancel_reaches_the_callee_once(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_cancel_reaches_the_callee_once(play: Play) -> None:
+    async def scene(open: Open) -> None:
         reasons: list[tuple[str, CancelCause]] = []
         accepted = asyncio.Event()
 
@@ -228,8 +153,8 @@ def test_cancel_reaches_the_callee_once(play: Callable[[Scene], None]) -> None:
     play(scene)
 
 
-def test_a_lost_caller_cancels_its_calls(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_a_lost_caller_cancels_its_calls(play: Play) -> None:
+    async def scene(open: Open) -> None:
         reasons: list[tuple[str, CancelCause]] = []
         accepted = asyncio.Event()
 
@@ -250,8 +175,8 @@ def test_a_lost_caller_cancels_its_calls(play: Callable[[Scene], None]) -> None:
     play(scene)
 
 
-def test_a_lost_callee_is_heard_of_by_every_call(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_a_lost_callee_is_heard_of_by_every_call(play: Play) -> None:
+    async def scene(open: Open) -> None:
         sessions = []
         _, peer = await open(lambda exchange: sessions.append(exchange.session))
         lost = asyncio.Event()
@@ -268,8 +193,8 @@ def test_a_lost_callee_is_heard_of_by_every_call(play: Callable[[Scene], None]) 
     play(scene)
 
 
-def test_ask(play: Callable[[Scene], None]) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_ask(play: Play) -> None:
+    async def scene(open: Open) -> None:
         def accept(exchange: Exchange) -> None:
             if exchange.head.method == "echo":
                 exchange.reply(exchange.body)
@@ -339,10 +264,8 @@ def test_one_who_says_no_hello_is_given_up(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(main(), LIMIT_S))
 
 
-def test_what_one_call_does_wrong_costs_no_other_its_answer(
-    play: Callable[[Scene], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_what_one_call_does_wrong_costs_no_other_its_answer(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(open: Open) -> None:
         def accept(exchange: Exchange) -> None:
             if exchange.body == b"bad callee":
                 raise RuntimeError("a bug of ours")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from skate.core.errors import WireError
 from skate.dataplane.wire import frames as f
-from skate.dataplane.wire.connection import CALLS_MAX, CHUNK_COST, IDS, WINDOW, Connection
+from skate.dataplane.wire.connection import CALLS_MAX, IDS, WINDOW, Connection
 from skate.dataplane.wire.head import Hello, encode_head
 
 
@@ -127,90 +126,6 @@ def test_any_bytes_after_hello_end_in_frames_or_an_error(pieces: list[bytes], ro
             assert len(connection.calls) <= 200
     except WireError:
         pass
-
-
-class TwoEnds(RuleBasedStateMachine):
-    """A caller and a callee that do anything they may, over a line that delivers late: neither ever errs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.caller, self.callee = pair()
-        self.to_callee: list[bytes] = []
-        self.to_caller: list[bytes] = []
-        self.sending: set[int] = set()
-        self.answering: set[int] = set()
-
-    @rule(complete=st.booleans())
-    def open(self, complete: bool) -> None:
-        id = self.caller.open(complete)
-        self.to_callee.append(call_frame(id, complete))
-        if not complete:
-            self.sending.add(id)
-
-    @precondition(lambda self: self.sending)
-    @rule(data=st.data(), size=st.integers(0, 3 * WINDOW // 2), last=st.booleans())
-    def send(self, data: st.DataObject, size: int, last: bool) -> None:
-        id = data.draw(st.sampled_from(sorted(self.sending)))
-        if id not in self.caller.calls:
-            self.sending.discard(id)
-        elif self.caller.may_send(id):
-            self.caller.spend(id, size)
-            self.to_callee.append(f.pack(f.CHUNK, id, f.LAST if last else 0, 0, bytes(size)))
-            if last:
-                self.caller.finish_input(id)
-                self.sending.discard(id)
-
-    @precondition(lambda self: self.caller.calls)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(sorted(self.caller.calls)))
-        self.caller.close(id)
-        self.to_callee.append(f.pack(f.CANCEL, id, 0, 0, b"why"))
-
-    @precondition(lambda self: self.answering)
-    @rule(
-        data=st.data(), size=st.integers(0, 3 * WINDOW // 2), kind=st.sampled_from(["chunk", "last", "error", "refuse"])
-    )
-    def answer(self, data: st.DataObject, size: int, kind: str) -> None:
-        id = data.draw(st.sampled_from(sorted(self.answering)))
-        if id not in self.callee.calls:
-            self.answering.discard(id)
-        elif kind == "chunk":
-            if self.callee.may_send(id):
-                self.callee.spend(id, size)
-                self.to_caller.append(f.pack(f.CHUNK, id, 0, 1, bytes(size)))
-        else:
-            frame = {"last": f.CHUNK, "error": f.ERROR, "refuse": f.REFUSED}[kind]
-            self.callee.close(id)
-            self.answering.discard(id)
-            self.to_caller.append(f.pack(frame, id, f.LAST if kind == "last" else 0, 0, b""))
-
-    @precondition(lambda self: self.to_callee)
-    @rule()
-    def deliver_to_callee(self) -> None:
-        for kind, id, _, _, body in self.callee.feed(self.to_callee.pop(0)):
-            if kind == f.CALL:
-                self.answering.add(id)
-            elif kind == f.CHUNK and (credit := self.callee.take(id, len(body))):
-                self.to_caller.append(credit)
-
-    @precondition(lambda self: self.to_caller)
-    @rule()
-    def deliver_to_caller(self) -> None:
-        for kind, id, flags, _, body in self.caller.feed(self.to_caller.pop(0)):
-            if kind == f.CHUNK and not flags & f.LAST and (credit := self.caller.take(id, len(body))):
-                self.to_callee.append(credit)
-
-    @invariant()
-    def windows_are_bounded(self) -> None:
-        for connection in (self.caller, self.callee):
-            for state in connection.calls.values():
-                assert state.send_window <= WINDOW
-                assert state.arrived <= WINDOW + 3 * WINDOW // 2 + CHUNK_COST
-
-
-TwoEnds.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestTwoEnds = TwoEnds.TestCase
 
 
 def test_call_ids_go_round_and_spare_those_that_are_open() -> None:

@@ -159,6 +159,9 @@ def _read_rare(request: Request, name: bytes, value: bytes) -> None:
         except BadHeaderError as error:
             request.error = error
     elif name == b"transfer-encoding":
+        if request.length == LENGTH_UNKNOWN:  # the parser overlooks the second one behind "chunked<tab>"
+            request.error = RequestError(400, "the request has two Transfer-Encoding headers; it may have one")
+            return
         request.length = LENGTH_UNKNOWN
         if value.lower() != b"chunked" or request.version != "1.1":  # whoever is in front may frame it differently
             request.error = RequestError(501, "the only transfer-encoding that is taken is chunked, and in HTTP/1.1")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -77,9 +78,11 @@ def shake_hands(request: Request) -> tuple[ServerProtocol, bytes]:
     protocol.receive_data(b"\r\n".join(lines) + b"\r\n\r\n")
     events = protocol.events_received()
     if request.length or len(events) != 1 or not isinstance(events[0], Handshake):
+        _end(protocol)
         raise HandshakeError(Answer(400, "This is no WebSocket handshake."))
     response = protocol.accept(events[0])
     if response.status_code != 101:
+        _end(protocol)
         headers: Headers = [(b"sec-websocket-version", b"13"), (b"allow", b"GET")]
         text = bytes(response.body or b"").decode("utf-8", "replace").strip()
         raise HandshakeError(Answer(response.status_code, text, headers))
@@ -178,7 +181,7 @@ class SocketCall(Call):
 
     def lost(self) -> None:
         """The connection is gone."""
-        self.connection = None
+        self._let_go()
         self._leave(ABNORMAL, "")
 
     def _frame(self, frame: Frame) -> None:
@@ -350,9 +353,15 @@ class SocketCall(Call):
 
     def _drop_connection(self) -> Connection:
         """The connection, for the last thing that is said on it."""
-        connection, self.connection = self.connection, None
+        connection = self._let_go()
         assert connection is not None
         connection.socket = None
+        return connection
+
+    def _let_go(self) -> Connection | None:
+        """The connection, to which nothing more is said from now on."""
+        connection, self.connection = self.connection, None
+        _end(self.protocol)
         return connection
 
     def _flush(self) -> None:
@@ -363,17 +372,28 @@ class SocketCall(Call):
             if data:
                 connection.write(data)
             else:
-                self.connection = None
+                self._let_go()
                 connection.end_socket()
                 self._leave(ABNORMAL, "")
 
     def _broken(self) -> None:
         """A fault of ours: ends this connection and touches no other."""
         logger.exception("the WebSocket of request %s failed", self.request_id)
-        connection, self.connection = self.connection, None
+        connection = self._let_go()
         if connection is not None:
             connection.cut(False)
         self.cancel("the proxy failed")
+
+
+def _end(protocol: ServerProtocol) -> None:
+    """Opens the circles in a protocol that has ended: its parser and its errors hold it; collections are rare here."""
+    parser: Generator[None] = protocol.parser
+    parser.close()
+    errors: list[BaseException | None] = [protocol.parser_exc, protocol.handshake_exc]
+    for error in errors:
+        while error is not None:
+            error.__traceback__ = None
+            error = error.__context__
 
 
 def _pairs(message: dict[str, Any]) -> Headers:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from skate.core.errors import CancelCause
+from skate.core.errors import CancelCause, WireError
 from skate.dataplane.transport.failure import encode_failure
 from skate.dataplane.transport.framed import Framed
 from skate.dataplane.transport.mark import attached, note
@@ -49,6 +49,8 @@ from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_h
 logger = logging.getLogger("skate.wire")
 
 LOAD_MAX = 0xFFFF  # what the field of a frame can say
+HELLO_S = 10.0  # for the other side's hello: who says nothing keeps no descriptor here
+HOLD_MAX = 64 * 1024 * 1024  # bytes of answers that a caller has not read, above which no more of its calls are read
 
 
 class Gathering(Protocol):
@@ -296,6 +298,8 @@ class Session(Framed):
         self._begun: list[int] = []  # what STARTED will say
         self._gathered: list[Exchange] = []  # have something to pack at the end of this tick
         self._reading = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._holding = False  # reads nothing, because the caller reads nothing either
 
     @property
     def is_stuck(self) -> bool:
@@ -308,7 +312,20 @@ class Session(Framed):
     def load(self) -> int:
         return min(self.listener.load(), LOAD_MAX)
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._patience = self.loop.call_later(HELLO_S, self._no_hello)
+        super().connection_made(transport)
+
+    def _no_hello(self) -> None:
+        self.abort(WireError(f"the other side said no hello within {HELLO_S:g} s"))
+
+    def _wait_no_more(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
     def on_greeted(self) -> None:
+        self._wait_no_more()
         hello = self.wire.peer_hello
         if hello is not None and self.transport is not None:
             self._mark = attached(self.transport.get_extra_info("socket"), hello.pid, hello.mark)
@@ -323,6 +340,8 @@ class Session(Framed):
             self._reading = False
             if self._begun:
                 self._write_started()
+            if self._stuck:
+                self._hold_back()
 
     def _hand_out(self, frames: list[Frame]) -> None:
         for kind, call, flags, _, body in frames:
@@ -344,6 +363,20 @@ class Session(Framed):
                 self.listener.on_release(self, unpack_count(body))
             elif kind == RECALL and self.listener.on_recall is not None:
                 self.listener.on_recall(self)
+
+    def _hold_back(self) -> None:
+        """The last chunk of an answer needs no credit: who calls and never reads would fill our memory with them."""
+        transport = self.transport
+        if transport is not None and not self._holding and transport.get_write_buffer_size() > HOLD_MAX:
+            self._holding = True
+            transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._holding:
+            self._holding = False
+            if self.transport is not None and not self.transport.is_closing():
+                self.transport.resume_reading()
 
     def _on_call(self, call: int, flags: int, body: bytes) -> None:
         raw, payload = split_head(body)
@@ -401,6 +434,7 @@ class Session(Framed):
         self.wire.close(call)
 
     def on_closed(self, error: Exception | None) -> None:
+        self._wait_no_more()
         self.listener.sessions.discard(self)
         if self._mark is not None:
             self._mark.close()

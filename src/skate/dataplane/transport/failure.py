@@ -19,6 +19,7 @@ from skate.core.errors import (
     RemoteTraceback,
     RequestCancelledError,
     SkateError,
+    WireError,
     by_name,
 )
 from skate.dataplane.wire.frames import CAUSES
@@ -140,21 +141,32 @@ class UserFailure(Exception):
 
 
 def decode_failure(data: bytes) -> BaseException:
-    """The framework's error itself, or UserFailure around what the user raised (not unpickled yet)."""
-    failure = _decoder.decode(data)
+    """The framework's error itself, or UserFailure around what the user raised (not unpickled yet).
+
+    Never raises: who waits for a call must hear of its end, whatever the bytes are.
+    """
+    try:
+        failure = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as unreadable:
+        return WireError(f"a call failed, and its error came with unreadable bytes: {unreadable}")
     if failure.user:
         return UserFailure(failure)
-    kind: Any = by_name().get(failure.name, SkateError)
-    error: BaseException
-    if issubclass(kind, BackPressureError):
-        error = kind(failure.message, failure.status_code or 503, failure.retry_after_s)
-    elif issubclass(kind, RequestCancelledError):
-        error = kind(failure.message, failure.cause)
-    else:
-        error = kind(failure.message)
+    error = _own_error(failure)
     if failure.traceback:
         error.__cause__ = RemoteTraceback(failure.traceback)
     return error
+
+
+def _own_error(failure: Failure) -> BaseException:
+    kind: Any = by_name().get(failure.name, SkateError)
+    try:
+        if issubclass(kind, BackPressureError):
+            return kind(failure.message, failure.status_code or 503, failure.retry_after_s)  # type: ignore[no-any-return]
+        if issubclass(kind, RequestCancelledError):
+            return kind(failure.message, failure.cause)
+        return kind(failure.message)  # type: ignore[no-any-return]
+    except Exception:  # a class of that name that takes something else than a message
+        return SkateError(failure.message)
 
 
 def rebuild(error: BaseException) -> BaseException:

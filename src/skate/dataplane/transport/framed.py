@@ -22,6 +22,7 @@ FLUSH_FRAMES = 12  # frames that leave before the end of a tick: two processes w
 WRITE_HIGH = 4 * 1024 * 1024  # bytes in the transport above which streams wait
 READ_MAX = 256 * 1024  # bytes of one read of what a broken connection still holds
 ABORT_S = 1.0  # for what was gathered to leave a connection that is closed for a broken protocol
+CLOSE_S = 5.0  # the same for one that is closed in order
 
 
 class Framed(asyncio.Protocol):
@@ -196,6 +197,9 @@ class Framed(asyncio.Protocol):
     def close(self) -> None:
         """Ends the connection after what was gathered has left."""
         self.flush()
-        if self.transport is not None:
+        transport = self.transport
+        if transport is not None:
             self.closed = True
-            self.transport.close()
+            if transport.get_write_buffer_size():  # the other side may never read again
+                self.loop.call_later(CLOSE_S, transport.abort)
+            transport.close()

@@ -19,8 +19,11 @@ from skate.dataplane.wire.frames import (
     CREDIT,
     ERROR,
     FRAME_MAX,
+    HEADER,
+    HEADER_SIZE,
     HELLO,
     LAST,
+    NAMES,
     READY,
     RECALL,
     REFUSED,
@@ -90,15 +93,15 @@ class CallState:
 class Connection:
     """Feed it what arrived, ask it for the bytes of what you want to say."""
 
-    __slots__ = ("_cutter", "_frame_max", "_last_call", "calls", "peer_hello", "peer_name", "role")
+    __slots__ = ("_cutter", "_last_call", "_opening", "calls", "peer_hello", "peer_name", "role")
 
     def __init__(self, role: Role, frame_max: int = FRAME_MAX) -> None:
         self.role: Role = role
         self.peer_name: str | None = None  # set by the other side's hello
         self.peer_hello: Hello | None = None
         self.calls: dict[int, CallState] = {}
-        self._frame_max = frame_max
-        self._cutter = Cutter(HELLO_MAX)  # nobody calls before both sides said hello
+        self._opening = b""  # what came until the hello was whole
+        self._cutter = Cutter(frame_max)
         self._last_call = 0
 
     # -- what arrives ---------------------------------------------------------------------------
@@ -108,9 +111,9 @@ class Connection:
 
         Raises WireError when the other side broke the protocol; the connection is of no use then.
         """
+        if self.peer_name is None:
+            data = self._take_hello(data)
         frames = self._cutter.feed(data)
-        if self.peer_name is None and frames:
-            frames = self._take_hello(frames)
         if self.role == "callee":
             return [frame for frame in frames if self._admit(frame)]
         admitted: list[Frame] = []
@@ -121,15 +124,30 @@ class Connection:
                 admitted.append(frame)
         return admitted
 
-    def _take_hello(self, frames: list[Frame]) -> list[Frame]:
-        if frames[0][0] != HELLO:
-            raise WireError("the connection did not open with a hello")
-        hello = decode_hello(frames[0][4])
+    def _take_hello(self, data: bytes) -> bytes:
+        """What follows the hello; nothing while that is not whole.
+
+        The hello has a limit of its own, and a first call, of any size, may come in the same read.
+        """
+        opening = self._opening + data
+        if len(opening) < HEADER_SIZE:
+            self._opening = opening
+            return b""
+        length, _, kind, _, _ = HEADER.unpack_from(opening)
+        if kind != HELLO:
+            raise WireError("the connection did not open with a hello: the other side does not speak this protocol")
+        if length > HELLO_MAX:
+            raise WireError(f"a hello announces {length} bytes, above the limit of {HELLO_MAX}")
+        end = HEADER_SIZE + length
+        if len(opening) < end:
+            self._opening = opening
+            return b""
+        hello = decode_hello(opening[HEADER_SIZE:end])
         if hello.version != VERSION:
             raise WireError(f"the other side speaks version {hello.version}, this side {VERSION}: update the older one")
         self.peer_name, self.peer_hello = hello.name, hello
-        self._cutter.frame_max = self._frame_max
-        return frames[1:]
+        self._opening = b""
+        return opening[end:]
 
     def _admit(self, frame: Frame) -> bool:
         kind, call, flags, _, body = frame
@@ -139,15 +157,15 @@ class Connection:
         last = bool(flags & LAST) and kind == CHUNK
         moves = TRANSITIONS.get((self.role, kind, last))
         if moves is None:
-            raise WireError(f"frame kind {kind} may not come to the {self.role}")
+            raise WireError(f"a {NAMES[kind]} frame may not come to the {self.role}")
         state = self.calls.get(call)
         if state is None:
             if follows(call, self._last_call):
-                raise WireError(f"frame kind {kind} names call {call}, which was never opened")
+                raise WireError(f"a {NAMES[kind]} frame names call {call}, which was never opened")
             return False  # the call ended here meanwhile
         after = moves.get(state.state)
         if after is None:
-            raise WireError(f"frame kind {kind} may not follow in state {state.state} of call {call}")
+            raise WireError(f"a {NAMES[kind]} frame may not follow in call {call}, whose input is complete")
         if kind == CHUNK:
             state.arrived += len(body) + CHUNK_COST
             # one chunk may be larger than what is left, and the last one needs no credit at all
@@ -162,8 +180,8 @@ class Connection:
 
     def _check_connection_frame(self, kind: int, call: int, flags: int, body: bytes) -> None:
         if kind == CALL:
-            if not follows(call, self._last_call) or call in self.calls:
-                raise WireError(f"call {call} is not above the last one, {self._last_call}")
+            if not call or not follows(call, self._last_call) or call in self.calls:
+                raise WireError(f"a CALL frame opens call {call}, which is not above the last one, {self._last_call}")
             if len(self.calls) >= CALLS_MAX:
                 raise WireError(f"more than {CALLS_MAX} calls are open on one connection")
             self._last_call = call

@@ -21,7 +21,20 @@ REASON_MAX = 1024  # bytes of the reason for a cancellation
 FRAME_MAX = 1 << 30  # bytes of one body: bounds what one peer can make the other allocate
 
 HELLO, CALL, CHUNK, ERROR, CANCEL, STARTED, REFUSED, READY, RELEASE, CREDIT, RECALL = range(1, 12)
-KINDS = frozenset(range(1, 12))
+NAMES = {
+    HELLO: "HELLO",
+    CALL: "CALL",
+    CHUNK: "CHUNK",
+    ERROR: "ERROR",
+    CANCEL: "CANCEL",
+    STARTED: "STARTED",
+    REFUSED: "REFUSED",
+    READY: "READY",
+    RELEASE: "RELEASE",
+    CREDIT: "CREDIT",
+    RECALL: "RECALL",
+}  # as errors call them
+KINDS = frozenset(NAMES)
 
 LAST = 1  # CALL, CHUNK: nothing more comes in this direction
 HEADED = 2  # CALL, CHUNK: the body begins with a u32 length and a msgpack head
@@ -35,6 +48,8 @@ RETURNED = 32  # REFUSED: was asked back, or the callee is ending; says nothing 
 CAUSES: tuple[CancelCause, ...] = ("cancelled", "client_disconnected", "timed_out", "shutting_down", "caller_lost")
 
 Frame = tuple[int, int, int, int, bytes]  # kind, call, flags, load, body
+
+SMALL = 4096  # bytes; reads below are joined while a frame is not whole, so that a trickle costs no object a read
 
 _U32 = struct.Struct("<I")
 
@@ -59,7 +74,7 @@ def join_head(head: bytes, body: bytes) -> bytes:
 def split_head(body: bytes) -> tuple[bytes, bytes]:
     """The head and the rest of a HEADED body. Raises WireError if the length points outside of it."""
     if len(body) < 4:
-        raise WireError("a headed frame is too short for its head")
+        raise WireError(f"a headed frame of {len(body)} bytes is too short for the length of its head")
     (size,) = _U32.unpack_from(body)
     if 4 + size > len(body):
         raise WireError(f"a head of {size} bytes does not fit into a frame of {len(body)}")
@@ -74,7 +89,7 @@ def pack_ids(ids: list[int]) -> bytes:
 def unpack_ids(body: bytes) -> tuple[int, ...]:
     """Call ids from the body of STARTED. Raises WireError if it is no array of u32."""
     if len(body) % 4:
-        raise WireError("a list of call ids is cut")
+        raise WireError(f"a list of call ids has {len(body)} bytes, which is no multiple of four")
     return struct.unpack(f"<{len(body) // 4}I", body)
 
 
@@ -86,7 +101,7 @@ def pack_count(count: int) -> bytes:
 def unpack_count(body: bytes) -> int:
     """The count from READY, RELEASE or CREDIT. Raises WireError if it is none."""
     if len(body) != 4:
-        raise WireError("a count is not four bytes long")
+        raise WireError(f"a count has {len(body)} bytes instead of four")
     return int(_U32.unpack(body)[0])
 
 
@@ -108,14 +123,14 @@ class Cutter:
 
     def __init__(self, frame_max: int = FRAME_MAX) -> None:
         self.frame_max = frame_max
-        self._parts: list[bytes] = []  # unfinished bytes, joined only when the frame is whole
+        self._parts: list[bytes | bytearray] = []  # unfinished bytes, joined only when the frame is whole
         self._size = 0
         self._need = HEADER_SIZE
 
     def feed(self, data: bytes) -> list[Frame]:
         """All frames that are whole now. Raises WireError for a header that cannot be."""
         if self._parts:
-            self._parts.append(data)
+            self._hold(data)
             self._size += len(data)
             if self._size < self._need:
                 return []
@@ -141,6 +156,14 @@ class Cutter:
             self._size = len(rest)
             self._need = need
         return frames
+
+    def _hold(self, data: bytes) -> None:
+        if len(data) >= SMALL:
+            self._parts.append(data)
+        elif isinstance(last := self._parts[-1], bytearray):
+            last += data
+        else:
+            self._parts.append(bytearray(data))
 
 
 def _what_is_wrong(kind: int, length: int, frame_max: int) -> str:

@@ -75,6 +75,9 @@ _hello_decoder = msgspec.msgpack.Decoder(Hello)
 
 encode_head = _call_encoder.encode
 
+# What decoding raises for bytes that are none of ours; RecursionError for what is nested a thousand levels deep.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 def encode_http(head: HttpHead) -> msgspec.Raw:
     """The head of a request, as it travels in a CallHead."""
@@ -85,7 +88,7 @@ def decode_http(raw: msgspec.Raw) -> HttpHead:
     """Raises WireError if the bytes are not the head of a request."""
     try:
         return _http_decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise WireError(f"an HTTP call came without a readable HTTP head: {error}") from None
 
 
@@ -93,7 +96,7 @@ def decode_call(data: bytes) -> CallHead:
     """Raises WireError if the bytes are not a call head."""
     try:
         return _call_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise WireError(f"a call came with an unreadable head: {error}") from None
 
 
@@ -101,7 +104,7 @@ def decode_reply(data: bytes) -> ReplyHead:
     """Raises WireError if the bytes are not a reply head."""
     try:
         return _reply_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise WireError(f"an HTTP reply came with an unreadable head: {error}") from None
 
 
@@ -109,5 +112,5 @@ def decode_hello(data: bytes) -> Hello:
     """Raises WireError if the bytes are not a hello."""
     try:
         return _hello_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise WireError(f"the connection opened with something else than a hello: {error}") from None

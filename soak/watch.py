@@ -1,0 +1,116 @@
+"""What the processes of an instance hold, sampled from /proc: private memory, descriptors, threads; and its ledger.
+
+Law: what is kept of a sample is a few numbers, so that watching does not grow by itself what it watches.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SHM = Path("/dev/shm")
+
+
+@dataclass
+class Watched:
+    """One process over time."""
+
+    pid: int
+    title: str
+    at_s: array[float] = field(default_factory=lambda: array("d"))
+    private_kb: array[float] = field(default_factory=lambda: array("d"))
+    files: array[int] = field(default_factory=lambda: array("l"))
+    threads: array[int] = field(default_factory=lambda: array("l"))
+
+
+def processes_of(session: int) -> dict[int, str]:
+    """Living processes of a session, with what ``ps`` calls them; every process of an instance is in one."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, _, of_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(of_session) == session and state not in "ZX":
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(entry.name)] = line.strip()
+            except OSError:
+                continue  # it ended while we looked
+    return found
+
+
+def private_kb(pid: int) -> float:
+    """Memory that would be freed with the process. Raises OSError when it is gone."""
+    kb = 0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_"):
+            kb += int(line.split()[1])
+    return float(kb)
+
+
+def files_of(pid: int) -> int:
+    """Open descriptors. Raises OSError when the process is gone."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads_of(pid: int) -> int:
+    """Threads. Raises OSError when the process is gone."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+class Watch:
+    """Samples all processes of an instance, and this one."""
+
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self.seen: dict[int, Watched] = {}
+
+    def look(self, now_s: float) -> None:
+        """One sample of each."""
+        found = processes_of(self.session) | {os.getpid(): "the clients (this process)"}
+        for pid, title in found.items():
+            one = self.seen.setdefault(pid, Watched(pid, title))
+            one.title = title
+            try:
+                numbers = private_kb(pid), files_of(pid), threads_of(pid)
+            except OSError:
+                continue
+            one.at_s.append(now_s)
+            one.private_kb.append(numbers[0])
+            one.files.append(numbers[1])
+            one.threads.append(numbers[2])
+
+    def idle(self) -> dict[int, int]:
+        """Descriptors of each process, now that nothing is under way."""
+        found = {}
+        for pid in [*processes_of(self.session), os.getpid()]:
+            try:
+                found[pid] = files_of(pid)
+            except OSError:
+                continue
+        return found
+
+
+def leftovers(runtime_dir: Path, session: int, shared_before: set[str]) -> list[str]:
+    """Processes, sockets, files and shared memory of an instance that has ended."""
+    found = [f"process {pid}: {line}" for pid, line in processes_of(session).items()]
+    with open("/proc/net/unix", encoding="utf-8") as table:
+        found += [f"socket {line.split()[-1]}" for line in table if f"{runtime_dir}/" in line]
+    found += [f"file {path.name}" for path in runtime_dir.rglob("*")]
+    return found + [f"shared memory {name}" for name in sorted(shared_memory() - shared_before)]
+
+
+def shared_memory() -> set[str]:
+    """Named shared memory of Skate on this machine."""
+    return {path.name for path in SHM.glob("*skate*")} if SHM.is_dir() else set()
+
+
+def unbalanced(calls: Any) -> str:
+    """What is wrong with a ledger; empty if it balances."""
+    ended = calls.ok + calls.user_error + calls.refused + calls.timed_out + calls.cancelled + calls.lost
+    parts = (calls.accepted, calls.open, ended)
+    if min(parts) < 0 or calls.accepted != calls.open + ended:
+        return f"accepted {calls.accepted}, open {calls.open}, ended {ended}"
+    return ""
