@@ -17,6 +17,7 @@ from skate.dataplane.replica.request import HttpInput, Incoming, http_scope
 from skate.dataplane.wire.head import HttpHead, ReplyHead
 
 WITHOUT_BODY = (204, 304)
+LAST_MAX = 64 * 1024  # bytes that go along with the head or the end of a stream; more waits for credit, in pieces
 GONE_CODE = 1006  # the WebSocket close code for "the connection ended without a word"
 NORMAL_CODE = 1000
 
@@ -27,6 +28,7 @@ class Outgoing(Protocol):
     def reply_http(self, head: ReplyHead, data: bytes) -> None: ...
     async def start_http(self, head: ReplyHead, data: bytes = b"") -> None: ...
     async def send(self, data: bytes) -> None: ...
+    async def send_body(self, data: bytes) -> None: ...
     def end(self, data: bytes = b"") -> None: ...
 
 
@@ -80,13 +82,20 @@ class HttpOutput:
         held, self._held = self._held, None
         if held is not None and more:
             self._phase = "body"
-            await self._outgoing.start_http(held[0], data)
+            if len(data) <= LAST_MAX:
+                await self._outgoing.start_http(held[0], data)
+            else:
+                await self._outgoing.start_http(held[0])
+                await self._outgoing.send_body(data)
         elif held is not None:
             self._phase = "end"
             self._whole(held[0], data)
         elif more:
-            await self._outgoing.send(data)
+            await self._outgoing.send_body(data)
         else:
+            if len(data) > LAST_MAX:
+                await self._outgoing.send_body(data)
+                data = b""
             self._phase = "end"
             self._outgoing.end(data)
 

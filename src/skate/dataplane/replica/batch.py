@@ -33,6 +33,7 @@ class Items:
     """Items for a Python caller. A ``Gathering`` of the exchange."""
 
     __slots__ = ("_encode", "_parts", "_run", "size")
+    may_cut = False
 
     def __init__(self, encode: Callable[[Any], bytes]) -> None:
         self._encode = encode
@@ -99,6 +100,7 @@ class Pieces:
     """Bytes of a body, whose borders mean nothing. A ``Gathering`` of the exchange."""
 
     __slots__ = ("_parts", "size")
+    may_cut = True
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

@@ -64,7 +64,7 @@ class Outflow:
                 if alone is None:
                     exchange.gathered()
             if alone is not None:
-                await self._leave(alone)
+                await (exchange.send_body(alone) if gathering.may_cut else self._leave(alone))
             elif gathering.size >= BATCH_MAX:
                 exchange.pack()
             if now() >= self._next_turn:

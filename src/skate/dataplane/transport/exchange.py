@@ -48,6 +48,7 @@ from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_h
 
 logger = logging.getLogger("skate.wire")
 
+PIECE_MAX = 128 * 1024  # bytes of a body that go at once: more would wait at a slow reader, beyond its credit
 LOAD_MAX = 0xFFFF  # what the field of a frame can say
 HELLO_S = 10.0  # for the other side's hello: who says nothing keeps no descriptor here
 HOLD_MAX = 64 * 1024 * 1024  # bytes of answers that a caller has not read, above which no more of its calls are read
@@ -55,6 +56,9 @@ HOLD_MAX = 64 * 1024 * 1024  # bytes of answers that a caller has not read, abov
 
 class Gathering(Protocol):
     """Pieces of an answer that leave together."""
+
+    @property
+    def may_cut(self) -> bool: ...  # whether the borders of pieces mean nothing
 
     size: int  # bytes so far, about; 0: none
 
@@ -160,6 +164,15 @@ class Exchange:
         """One chunk of the answer; waits while the caller has given no credit."""
         await self._chunk(data, 0)
 
+    async def send_body(self, data: bytes) -> None:
+        """A part of a body, whose borders mean nothing: a large one goes in pieces, each when there is credit."""
+        if len(data) <= PIECE_MAX:
+            await self._chunk(data, 0)
+            return
+        whole = memoryview(data)
+        for start in range(0, len(data), PIECE_MAX):
+            await self._chunk(whole[start : start + PIECE_MAX], 0)
+
     async def send_items(self, data: bytes) -> None:
         """One chunk that holds many items of a stream, as it came from another callee; waits like ``send``."""
         await self._chunk(data, MANY)
@@ -176,7 +189,7 @@ class Exchange:
         session.write_frame(CHUNK, self.id, 0, session.load(), data)
         return True
 
-    async def _chunk(self, data: bytes, flags: int) -> None:
+    async def _chunk(self, data: bytes | memoryview, flags: int) -> None:
         session = self.session
         while not self.ended:  # looks at both again after each wait: another task may have sent meanwhile
             if not session.wire.may_send(self.id):

@@ -19,7 +19,7 @@ logger = logging.getLogger("skate.wire")
 
 COPY_MAX = 32 * 1024  # bodies up to this size are joined into one write; larger ones are written as they are
 FLUSH_FRAMES = 12  # frames that leave before the end of a tick: two processes work at once instead of taking turns
-WRITE_HIGH = 4 * 1024 * 1024  # bytes in the transport above which streams wait
+WRITE_HIGH = 1024 * 1024  # bytes in the transport above which streams wait
 READ_MAX = 256 * 1024  # bytes of one read of what a broken connection still holds
 ABORT_S = 1.0  # for what was gathered to leave a connection that is closed for a broken protocol
 CLOSE_S = 5.0  # the same for one that is closed in order
@@ -35,7 +35,7 @@ class Framed(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.closed = False
         self.greeted: asyncio.Future[None] = self.loop.create_future()
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
         self._flushing = False
         self._fd = -1  # of the socket below, if there is one
         self._drained: asyncio.Event | None = None  # set while nothing is stuck below; None until first needed
@@ -128,7 +128,9 @@ class Framed(asyncio.Protocol):
         self._out.append(data)
         self._plan_flush()
 
-    def write_frame(self, kind: int, call: int, flags: int, load: int, body: bytes, alone: bool = False) -> None:
+    def write_frame(
+        self, kind: int, call: int, flags: int, load: int, body: bytes | memoryview, alone: bool = False
+    ) -> None:
         """Gathers one frame; a large body is not copied. ``alone``: nothing else is under way, so it leaves at once."""
         if self.closed:
             return

@@ -39,7 +39,7 @@ from skate.dataplane.wire.frames import (
 )
 from skate.dataplane.wire.head import Hello, decode_hello, encode_head
 
-WINDOW = 1 << 20  # bytes a sender may be ahead of the receiver's user, per call and direction
+WINDOW = 1 << 19  # bytes a sender may be ahead of the receiver's user, per call and direction; designs/0007
 CHUNK_COST = 64  # what a chunk counts beside its bytes, so that empty chunks are bounded too
 HELLO_MAX = 4096  # bytes of the first frame: who is no peer gets no memory
 CALLS_MAX = 65_536  # calls open at once on one connection
