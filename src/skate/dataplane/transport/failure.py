@@ -163,7 +163,7 @@ def _own_error(failure: Failure) -> BaseException:
         if issubclass(kind, BackPressureError):
             return kind(failure.message, failure.status_code or 503, failure.retry_after_s)  # type: ignore[no-any-return]
         if issubclass(kind, RequestCancelledError):
-            return kind(failure.message, failure.cause)
+            return kind(failure.message, failure.cause)  # type: ignore[no-any-return]
         return kind(failure.message)  # type: ignore[no-any-return]
     except Exception:  # a class of that name that takes something else than a message
         return SkateError(failure.message)
