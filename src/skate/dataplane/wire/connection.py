@@ -25,6 +25,7 @@ from skate.dataplane.wire.frames import (
     RECALL,
     REFUSED,
     RELEASE,
+    SHARES,
     STARTED,
     VERSION,
     Cutter,
@@ -35,6 +36,7 @@ from skate.dataplane.wire.frames import (
     unpack_ids,
 )
 from skate.dataplane.wire.head import Hello, decode_hello, encode_head
+from skate.dataplane.wire.parts import Extent
 
 WINDOW = 1 << 20  # bytes a sender may be ahead of the receiver's user, per call and direction
 CHUNK_COST = 64  # what a chunk counts beside its bytes, so that empty chunks are bounded too
@@ -60,8 +62,8 @@ TRANSITIONS: dict[tuple[Role, int, bool], dict[int, int]] = {
     ("callee", CREDIT, False): {BOTH: BOTH, OUTPUT: OUTPUT},
 }
 CONNECTION_FRAMES: dict[Role, frozenset[int]] = {
-    "caller": frozenset({STARTED, READY}),
-    "callee": frozenset({CALL, RECALL, RELEASE}),
+    "caller": frozenset({STARTED, READY, SHARES}),
+    "callee": frozenset({CALL, RECALL, RELEASE, SHARES}),
 }
 
 
@@ -90,12 +92,13 @@ class CallState:
 class Connection:
     """Feed it what arrived, ask it for the bytes of what you want to say."""
 
-    __slots__ = ("_cutter", "_frame_max", "_last_call", "calls", "peer_hello", "peer_name", "role")
+    __slots__ = ("_cutter", "_frame_max", "_last_call", "calls", "peer_hello", "peer_name", "role", "shares")
 
     def __init__(self, role: Role, frame_max: int = FRAME_MAX) -> None:
         self.role: Role = role
         self.peer_name: str | None = None  # set by the other side's hello
         self.peer_hello: Hello | None = None
+        self.shares = False  # the other side said that it can open our memory
         self.calls: dict[int, CallState] = {}
         self._frame_max = frame_max
         self._cutter = Cutter(HELLO_MAX)  # nobody calls before both sides said hello
@@ -135,7 +138,7 @@ class Connection:
         kind, call, flags, _, body = frame
         if kind in CONNECTION_FRAMES[self.role]:
             self._check_connection_frame(kind, call, flags, body)
-            return True
+            return kind != SHARES  # a note for this table
         last = bool(flags & LAST) and kind == CHUNK
         moves = TRANSITIONS.get((self.role, kind, last))
         if moves is None:
@@ -170,14 +173,18 @@ class Connection:
             self.calls[call] = CallState(OUTPUT if flags & LAST else BOTH)
         elif kind == STARTED:
             unpack_ids(body)
+        elif kind == SHARES:
+            if body:
+                raise WireError("the word that memory is shared has no body")
+            self.shares = True
         elif kind != RECALL:
             unpack_count(body)
 
     # -- what we say ----------------------------------------------------------------------------
 
-    def hello(self, name: str, pid: int = 0, mark: int = -1) -> bytes:
-        """The frame that must go first; ``pid`` and ``mark``: see ``Hello``."""
-        return pack(HELLO, 0, 0, 0, encode_head(Hello(VERSION, name, pid, mark)))
+    def hello(self, name: str, pid: int = 0, mark: int = -1, probe: Extent | None = None) -> bytes:
+        """The frame that must go first; ``pid``, ``mark`` and ``probe``: see ``Hello``."""
+        return pack(HELLO, 0, 0, 0, encode_head(Hello(VERSION, name, pid, mark, probe)))
 
     def open(self, complete: bool) -> int:
         """The id of a new call whose input is complete or not. Raises WireError when too many are open."""
