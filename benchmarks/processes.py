@@ -74,10 +74,19 @@ def end_with_stdin() -> None:
 
 def http_status(port: int, path: str = "/", timeout_s: float = 5.0) -> int | None:
     """The status of one GET; None if nobody answers there yet."""
-    request = f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n".encode()
+    return status_of(port, "GET", path, timeout_s=timeout_s)
+
+
+def status_of(
+    port: int, method: str, path: str, kind: str = "", body: bytes = b"", timeout_s: float = 5.0
+) -> int | None:
+    """The status of one request, with a body if it has a content type; None if nobody answers there yet."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n"
+    if kind:
+        head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
     try:
         with socket.create_connection((HOST, port), timeout_s) as line:
-            line.sendall(request)
+            line.sendall(head.encode() + b"\r\n" + body)
             begin = line.recv(64)
     except OSError:
         return None
