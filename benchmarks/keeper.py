@@ -66,21 +66,21 @@ def send(signum: int) -> bool:
     return bool(pids)
 
 
-def end_all(asked_s: float) -> None:
-    """Waits for the descendants to end by themselves, then asks, then kills."""
+def end_all(command: int, asked_s: float) -> None:
+    """Waits for the command to end by itself, then asks whatever is left, then kills it."""
     send(signal.SIGCONT)  # those that were made to pause
-    for signum, patience_s in ((0, asked_s), (signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+    until = time.monotonic() + asked_s
+    while time.monotonic() < until and command in descendants(os.getpid()):
+        time.sleep(LOOK_S)
+        reap()
+    for signum, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+        send(signum)
         until = time.monotonic() + patience_s
-        if signum == signal.SIGTERM:
-            send(signum)
-        while send(signal.SIGKILL if signum == signal.SIGKILL else 0):
+        while time.monotonic() < until:
             reap()
-            if time.monotonic() > until:
-                break
+            if not send(signal.SIGKILL if signum == signal.SIGKILL else 0):
+                return
             time.sleep(LOOK_S)
-        else:
-            reap()
-            return
 
 
 def main() -> int:
@@ -97,12 +97,12 @@ def main() -> int:
         if select.select([lifeline], [], [], LOOK_S)[0]:
             break
     else:
-        end_all(0.0)
+        end_all(child.pid, 0.0)
         return code
     # whoever holds the other end of stdin has closed it or is gone
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    end_all(ASKED_S)
+    end_all(child.pid, ASKED_S)
     return 0
 
 

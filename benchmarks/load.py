@@ -82,7 +82,7 @@ def measure(which: str, url: str, connections: int, seconds: int, script: Sequen
         command += ["-s", script[0], url, "--", *script[1:]] if script else [url]
     else:
         command = [sys.executable, "-m", "benchmarks.load", url, str(connections), str(seconds)]
-    before = _cpu_of_children()
+    before = cpu_of_children()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + PATIENCE_S)
     except subprocess.TimeoutExpired:
@@ -90,10 +90,10 @@ def measure(which: str, url: str, connections: int, seconds: int, script: Sequen
     if done.returncode != 0:
         raise LoadError(f"{which} failed at {url}: {(done.stderr or done.stdout).strip()[-500:]}")
     seen = read_wrk(done.stdout) if which == WRK else msgspec.json.decode(done.stdout, type=Load)
-    return msgspec.structs.replace(seen, cores=round((_cpu_of_children() - before) / seen.seconds, 3))
+    return msgspec.structs.replace(seen, cores=round((cpu_of_children() - before) / seen.seconds, 3))
 
 
-def _cpu_of_children() -> float:
+def cpu_of_children() -> float:
     """User and system seconds of all children that have ended."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime

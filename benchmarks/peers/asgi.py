@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 
-from benchmarks.peers.program import CHUNK, CHUNKS, HELLO, HOST, end_with_stdin, told
+from benchmarks.peers.program import CHUNK, CHUNKS, HELLO, HOST, PIECE, PIECES, end_with_stdin, told
 
 
 async def hello(request: Request) -> PlainTextResponse:
@@ -40,6 +40,14 @@ async def stream(request: Request) -> StreamingResponse:
     return StreamingResponse(chunks(), media_type="text/plain")
 
 
+async def big(request: Request) -> StreamingResponse:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(PIECES):
+            yield bytes(PIECE)
+
+    return StreamingResponse(pieces(), media_type="application/octet-stream")
+
+
 async def websocket(socket: WebSocket) -> None:
     await socket.accept()
     try:
@@ -59,6 +67,7 @@ def starlette() -> Starlette:
         Route("/json", echo_json, methods=["POST"]),
         Route("/length", length, methods=["POST"]),
         Route("/stream", stream),
+        Route("/big", big),
         WebSocketRoute("/ws", websocket),
     ]
     return Starlette(routes=routes)

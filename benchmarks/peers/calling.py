@@ -15,6 +15,7 @@ CALLS_MAX = 500_000
 WARM_UP = 100  # calls before a measurement
 PAGE = 4096
 ARRAYS_MAX = 2000
+FIRST_ITEMS = 300
 
 Call = Callable[[], Awaitable[Any]]
 Values = dict[str, float]
@@ -51,13 +52,20 @@ async def rate(call: Call, seconds: float, in_flight: int) -> Values:
     return {"calls/s": calls / (perf_counter() - began), "count": calls}
 
 
-async def items(stream: AsyncIterable[Any]) -> Values:
-    """All items of one stream, from the call to the last one; the callee decides for how long."""
+async def items(stream: Callable[[int], AsyncIterable[Any]], seconds: float) -> Values:
+    """All items of one stream, from the call to the last one. How many are asked for follows from a shorter one before,
+    because some callees produce without regard to who reads, and what they have produced must be read."""
+    _, fast = await _whole(stream(FIRST_ITEMS))
+    count, rate = await _whole(stream(max(FIRST_ITEMS, min(CALLS_MAX, int(fast * seconds)))))
+    return {"items/s": rate, "count": count}
+
+
+async def _whole(stream: AsyncIterable[Any]) -> tuple[int, float]:
     count = 0
     began = perf_counter()
     async for _ in stream:
         count += 1
-    return {"items/s": count / (perf_counter() - began), "count": count}
+    return count, count / (perf_counter() - began)
 
 
 async def arrays(call: Call, size: int, seconds: float) -> Values:
@@ -68,7 +76,7 @@ async def arrays(call: Call, size: int, seconds: float) -> Values:
     began = perf_counter()
     until = began + seconds
     while perf_counter() < until and count < ARRAYS_MAX:
-        if await call() != touched_of_zeros(size):
+        if await call() != touched_of_ones(size):
             raise ValueError("the callee saw another array")
         count += 1
     return {"MB/s": count * size / 1e6 / (perf_counter() - began), "count": count}
@@ -79,6 +87,6 @@ def touched(array: Any) -> int:
     return len(array) + int(array[::PAGE].sum())
 
 
-def touched_of_zeros(size: int) -> int:
-    """What ``touched`` says of an array of so many zeros."""
-    return size
+def touched_of_ones(size: int) -> int:
+    """What ``touched`` says of an array of so many ones."""
+    return size + -(-size // PAGE)

@@ -11,7 +11,6 @@ import contextlib
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import grpc
 import numpy
 
 from benchmarks.peers import calling
-from benchmarks.peers.calling import CALLS_MAX
 from benchmarks.peers.program import answer_lines, end_with_stdin
 
 OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -51,11 +49,8 @@ class Callee(grpc.GenericRpcHandler):
             async for item in self._channel.unary_stream("/items")(data):
                 yield item
             return
-        until = time.perf_counter() + float(data)
-        for number in range(CALLS_MAX):
+        for number in range(int(data)):
             yield number.to_bytes(8, "little")
-            if not number % 64 and time.perf_counter() > until:
-                return
 
     async def take(self, data: bytes, context: Any) -> bytes:
         return b"%d" % calling.touched(numpy.frombuffer(data, numpy.uint8))
@@ -99,10 +94,11 @@ class Caller:
 
     async def items(self, through: str, seconds: float) -> dict[str, float]:
         channel = self._channels["chain1" if through == "nobody" else "chain2"]
-        return await calling.items(channel.unary_stream("/items")(str(seconds).encode()))
+        stream = channel.unary_stream("/items")
+        return await calling.items(lambda count: stream(b"%d" % count), seconds)
 
     async def arrays(self, size: int, seconds: float) -> dict[str, float]:
-        call, array = self._channels["chain1"].unary_unary("/take"), numpy.zeros(size, numpy.uint8)
+        call, array = self._channels["chain1"].unary_unary("/take"), numpy.ones(size, numpy.uint8)
 
         async def one() -> int:
             return int(await call(array.tobytes()))

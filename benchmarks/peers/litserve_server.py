@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from benchmarks.peers.program import CHUNK, CHUNKS, HELLO, HOST, REPLICAS, SLEEP_S, end_with_stdin, told
 
-
 LARGEST = 64 * 1024 * 1024  # bytes of a body
 
 

@@ -21,8 +21,8 @@ HELLO = "Hello, world!"
 SLEEP_S = 0.010  # of the model
 REPLICAS = 4  # of the model
 CHUNK, CHUNKS = b"0123456789abcde\n", 1000  # of the stream
+PIECE, PIECES = 65536, 1600  # of the long body: 100 MB
 WIDE = 1000  # concurrent requests that a replica may take where the work asks for no limit
-ANSWERS_LEFT_S = 1.0  # after the end of stdin, until the process ends without manners
 
 Answers = Callable[..., Any]
 

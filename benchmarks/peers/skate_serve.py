@@ -6,7 +6,6 @@ from benchmarks.peers.deployments import Deploys
 from benchmarks.peers.program import answer_lines, told
 from skate import serve
 
-
 if __name__ == "__main__":
     port, first = told()
     serve.start(http_options={"port": port})

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import load
 from benchmarks.load import LoadError
 from benchmarks.processes import ProcessError
+from benchmarks.suite.methods import METHODS, start
 from benchmarks.suite.results import Results
 from benchmarks.suite.running import Running, running
 from benchmarks.suite.systems import System
 from benchmarks.suite.works import Group, Work
 
-SCRIPT = str(Path(__file__).parent.parent / "request.lua")
-STARTS_MAX = 2  # of one system that fails
-WARM_S, WARM_CONNECTIONS = 1, 8
-
-Values = dict[str, float]
+STARTS_MAX = 2  # in a row of one system that fails
+STARTS_TWICE_S = 100.0  # a system that may take longer to start is not started just to fill caches
 
 
 class Crew:
@@ -71,10 +68,11 @@ class Crew:
             return one
         self._starts[system.name] = self._starts.get(system.name, 0) + 1
         if self._starts[system.name] > STARTS_MAX:
-            raise ProcessError(f"it failed {STARTS_MAX} times before and is left out")
+            raise ProcessError(f"it did not start {STARTS_MAX} times in a row and is left out")
         stack = contextlib.ExitStack()
         one = self._start(system, group, stack)
         self._staying[system.name] = one, stack
+        self._starts[system.name] = 0
         return one
 
     def _leave(self, one: Running, group: Group) -> None:
@@ -105,20 +103,24 @@ def rest(one: Running) -> None:
 
 def measure_group(group: Group, crew: Crew, systems: Sequence[System], rounds: int, results: Results) -> None:
     """All rounds of one group."""
-    say(f"{group.name}:")
-    with crew.serving(group, systems) as ready:
+    say(f"{group.name}: {group.title}")
+    wanted = [one for one in systems if any(takes(work, one) for work in group.works)]
+    with crew.serving(group, wanted) as ready:
         for number in range(rounds):
+            turn = number % max(1, len(ready))
             for work in group.works:
-                if number >= work.rounds_max:
-                    continue
-                turn = number % max(1, len(ready))
                 for one in ready[turn:] + ready[:turn]:  # not always the same one first
-                    if one.system.name in work.only or not work.only:
-                        measure_one(one, group, work, number, results)
+                    if number < work.rounds_max and takes(work, one.system):
+                        measure_one(one, group, work, results)
             say(f"  round {number + 1} of {rounds}")
 
 
-def measure_one(one: Running, group: Group, work: Work, number: int, results: Results) -> None:
+def takes(work: Work, system: System) -> bool:
+    """Whether this work is meant for it."""
+    return system.name in work.only or not work.only
+
+
+def measure_one(one: Running, group: Group, work: Work, results: Results) -> None:
     """One work once. What goes wrong is noted, and that system is spared the work's other rounds."""
     name = one.system.name
     if reason := one.system.lacks.get(work.path):
@@ -127,43 +129,34 @@ def measure_one(one: Running, group: Group, work: Work, number: int, results: Re
         return
     one.resume()
     try:
-        results.add(name, group.name, work.name, METHODS[work.kind](one, work, number))
-    except (LoadError, ProcessError, OSError) as error:
-        results.fail(name, group.name, work.name, str(error))
+        results.add(name, group.name, work.name, METHODS[work.kind](one, work))
+    except (LoadError, ProcessError, OSError, KeyError, ValueError) as error:
+        say(f"  {name}: {work.name}: {error}")
+        results.fail(name, group.name, work.name, str(error) or type(error).__name__)
     finally:
         rest(one)
 
 
-def by_load(one: Running, work: Work, number: int) -> Values:
-    """wrk keeps so many connections busy; CPU time of all processes meanwhile."""
-    request = one.system.request(work.path, work.body, work.size)
-    script: tuple[str, ...] = ()
-    if request.kind:
-        body = one.folder / "body"
-        body.write_bytes(request.body)
-        script = (SCRIPT, request.method, request.kind, str(body))
-    url = one.url + request.path
-    if url not in one.warm:  # nobody's first requests are counted
-        load.measure(load.WRK, url, WARM_CONNECTIONS, WARM_S, script)
-        one.warm.add(url)
-    before = one.cpu()
-    seen = load.measure(load.WRK, url, work.connections, round(work.seconds), script)
-    used = spent(before, one.cpu())
-    return {
-        "requests/s": seen.rate,
-        "p50 µs": seen.p50_us,
-        "p99 µs": seen.p99_us,
-        "CPU µs": used / seen.requests * 1e6,
-        "load cores": seen.cores,
-    }
-
-
-def spent(before: dict[int, float], after: dict[int, float]) -> float:
-    """CPU seconds between two looks, of all that lived at the second."""
-    return sum(used - before.get(pid, 0.0) for pid, used in after.items())
-
-
-METHODS: dict[str, Callable[[Running, Work, int], Values]] = {"load": by_load}
+def measure_starts(group: Group, folder: Path, systems: Sequence[System], rounds: int, results: Results) -> None:
+    """Each system alone and fresh, round by round. One start goes before, which fills the caches of the files."""
+    say(f"{group.name}: {group.title}")
+    (work,) = group.works
+    rounds = min(rounds, work.rounds_max)
+    for number in range(rounds + 1):
+        for system in systems:
+            if group.app not in system.apps or results.failed(system.name, group.name, work.name):
+                continue
+            if not number and system.start_max_s > STARTS_TWICE_S:
+                continue  # long enough not to be a matter of caches
+            try:
+                with running(system, group.app, system.request(group.ready), folder) as one:
+                    if number:
+                        results.add(system.name, group.name, work.name, start(one))
+                        results.processes[system.name] = one.costs()
+            except (ProcessError, OSError) as error:
+                say(f"  {system.name}: {error}")
+                results.fail(system.name, group.name, work.name, str(error))
+        say(f"  round {number} of {rounds}")
 
 
 def say(text: str) -> None:

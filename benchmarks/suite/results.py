@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.processes import Cost
 from benchmarks.stats import median
 
 Rounds = tuple[float, ...]
@@ -26,6 +27,7 @@ class Results:
     def __init__(self) -> None:
         self.seen: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}  # group, work, measure, system
         self.failures: list[Failure] = []
+        self.processes: dict[str, list[Cost]] = {}  # of a system that serves hello and is asked nothing
 
     def add(self, system: str, group: str, work: str, values: dict[str, float]) -> None:
         """One round."""
@@ -59,4 +61,4 @@ class Results:
 
     def plain(self) -> dict[str, Any]:
         """For the file."""
-        return {"seen": self.seen, "failures": self.failures}
+        return {"seen": self.seen, "failures": self.failures, "processes": self.processes}

@@ -62,7 +62,8 @@ def document_of(size: int) -> bytes:
     return json.dumps({**head, "features": features}).encode()
 
 
-RAY_APPS = ("hello", "http", "models", "streams", "fastapi", "handles", "order", "uneven", "overload", "scale")
+WHOLE = ("hello", "http", "models", "streams", "fastapi", "handles", "fairness", "big")
+NO_WEBSOCKET = {"/ws": "it has no WebSockets"}
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "600",  # it pauses while others are measured
@@ -71,29 +72,57 @@ RAY = {
 }
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
-SKATE = System("Skate", "skate_serve", "skate", apps=RAY_APPS, deploys=True)
+SKATE = System("Skate", "skate_serve", "skate", apps=WHOLE, deploys=True)
+RAY_SERVE = System("Ray Serve", "ray_serve", "ray", "ray", RAY, WHOLE, deploys=True, pauses=True, start_max_s=180.0)
 PEERS = (
-    System("Ray Serve", "ray_serve", "ray", "ray", RAY, RAY_APPS, deploys=True, pauses=True, start_max_s=90.0),
+    RAY_SERVE,
+    msgspec.structs.replace(RAY_SERVE, name="Ray Serve, HAProxy", environment={**RAY, **HAPROXY}),
     System(
-        "Ray Serve, HAProxy", "ray_serve", "ray", "ray", {**RAY, **HAPROXY}, RAY_APPS,
-        deploys=True, pauses=True, start_max_s=90.0,
-    ),
-    System(
-        "Mosec", "mosec_server", "mosec", "mosec", apps=("hello", "http", "models"), posts=True,
+        "Mosec",
+        "mosec_server",
+        "mosec",
+        "mosec",
+        apps=("hello", "http", "models"),
+        posts=True,
         lacks={"/async_sleep": "its workers are synchronous"},
     ),
-    System("LitServe", "litserve_server", "litserve", "litserve", apps=("hello", "http", "models", "streams"), posts=True),
     System(
-        "BentoML", "bentoml_server", "bentoml", "bentoml", apps=("hello", "http", "models", "streams"),
-        posts=True, wraps=True, start_max_s=60.0,
+        "LitServe",
+        "litserve_server",
+        "litserve",
+        "litserve",
+        apps=("hello", "http", "models", "streams"),
+        posts=True,
+        lacks=NO_WEBSOCKET,
     ),
     System(
-        "uvicorn + Starlette", "asgi", "starlette", "uvicorn", {"BENCHMARK_ASGI": "starlette"},
-        apps=("hello", "http", "streams"),
+        "BentoML",
+        "bentoml_server",
+        "bentoml",
+        "bentoml",
+        apps=("hello", "http", "models", "streams"),
+        posts=True,
+        wraps=True,
+        start_max_s=60.0,
+        lacks={"/ws": "only an ASGI application mounted beside its APIs has WebSockets"},
     ),
     System(
-        "uvicorn + FastAPI", "asgi", "fastapi", "uvicorn", {"BENCHMARK_ASGI": "fastapi"},
+        "uvicorn + Starlette",
+        "asgi",
+        "starlette",
+        "uvicorn",
+        {"BENCHMARK_ASGI": "starlette"},
+        apps=("hello", "http", "streams", "big"),
+    ),
+    System(
+        "uvicorn + FastAPI",
+        "asgi",
+        "fastapi",
+        "uvicorn",
+        {"BENCHMARK_ASGI": "fastapi"},
         apps=("hello", "http", "streams", "fastapi"),
     ),
-    System("the limit", "limit", "httptools", apps=("hello", "http", "streams")),
-)  # fmt: skip
+    System("grpc.aio", "grpc_aio", "grpcio", "grpc", apps=("handles",)),
+    System("the limit", "limit", "httptools", apps=("hello", "http", "streams"), lacks=NO_WEBSOCKET),
+)
+ALL = (SKATE, *PEERS)

@@ -1,19 +1,21 @@
 """The work: what is asked of every system, in groups that share one application. Law: values only, everything bounded.
 
-A work measures one thing in one way, the same for all; who cannot do it says why (``System.lacks``) or lacks the application.
+A work measures one thing in one way, the same for all. Who cannot do it says why (``System.lacks``), or does not serve
+the application at all.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from benchmarks.suite.systems import Body
 
-Kind = Literal["load", "websocket", "order", "uneven", "overload", "slow readers", "told", "start", "scale"]
+Kind = Literal["load", "websocket", "order", "uneven", "overload", "slow readers", "told", "scale", "start"]
 
 KB, MB = 1024, 1 << 20
+IDEAL = 400  # requests a second of four replicas that take 10 ms for each
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -26,39 +28,132 @@ class Work(msgspec.Struct, frozen=True):
     size: int = 0  # of the body
     connections: int = 1
     seconds: float = 1.0
-    told: dict[str, str | int | float] = {}  # for ``told``: the line
+    told: dict[str, Any] = {}  # for ``told`` and ``scale``: what the line says
     only: tuple[str, ...] = ()  # systems; empty: all that serve the application
     rounds_max: int = 50
+    long: bool = False  # left out of a quick run
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Works that one application serves."""
+    """Works that one application serves. ``ready``: the path that answers 200 then; empty: a line answers."""
 
     name: str
+    title: str
     app: str
     works: tuple[Work, ...]
-    ready: str = ""  # the path that answers 200 when the application serves; empty: a line answers
+    ready: str = ""
 
 
 SERVES = ("Skate", "Ray Serve", "Ray Serve, HAProxy")  # who has the whole programming model
 
 
-def _hello(connections: int) -> Work:
-    name = f"hello, {connections} connection{'s' if connections > 1 else ''}"
-    return Work(name, path="/hello", connections=connections)
+def _connections(count: int) -> str:
+    return f"{count} connection{'s' if count > 1 else ''}"
 
 
-GROUPS = (
-    Group(
-        "http",
-        "http",
-        (
-            *(_hello(connections) for connections in (1, 16, 64, 256)),
-            Work("hello, 64 connections, default options", path="/default", connections=64, only=SERVES),
-            Work("JSON echo of 1 KB, 64 connections", path="/json", body="json", size=KB, connections=64),
-            Work("POST of 1 MB, 16 connections", path="/length", body="bytes", size=MB, connections=16),
-            Work("POST of 10 MB, 4 connections", path="/length", body="bytes", size=10 * MB, connections=4),
-        ),
-        ready="/hello",
+def _hello(count: int) -> Work:
+    return Work(f"hello, {_connections(count)}", path="/hello", connections=count)
+
+
+def _call(name: str, what: str, seconds: float = 0.7, only: tuple[str, ...] = (), **how: Any) -> Work:
+    return Work(name, "told", told={"do": "measure", "what": what, "seconds": seconds, **how}, only=only)
+
+
+START = Group("start", "Start", "hello", (Work("start", "start", rounds_max=3),), "/hello")
+HTTP = Group(
+    "http",
+    "HTTP, one replica",
+    "http",
+    (
+        *(_hello(count) for count in (1, 16, 64, 256)),
+        Work("hello, 64 connections, default options", path="/default", connections=64, only=SERVES),
+        Work("JSON echo of 1 KB, 64 connections", path="/json", body="json", size=KB, connections=64),
+        Work("POST of 1 MB, 16 connections", path="/length", body="bytes", size=MB, connections=16),
+        Work("POST of 10 MB, 4 connections", path="/length", body="bytes", size=10 * MB, connections=4),
+    ),
+    "/hello",
+)
+MODELS = Group(
+    "models",
+    "A model of 10 ms, 4 replicas",
+    "models",
+    (
+        Work("time.sleep, 64 connections", path="/sleep", connections=64),
+        Work("await asyncio.sleep, 64 connections", path="/async_sleep", connections=64),
+        Work("in order: one at a time, 64 callers", "order", "/order", connections=64, seconds=2.0, only=SERVES),
+    ),
+    "/sleep",
+)
+STREAMS = Group(
+    "streams",
+    "Streams and WebSockets",
+    "streams",
+    (
+        Work("1,000 chunks of 16 bytes, 32 clients", path="/stream", connections=32),
+        Work("WebSocket echo, 1 client", "websocket", "/ws", connections=1),
+        Work("WebSocket echo, 64 clients", "websocket", "/ws", connections=64),
+    ),
+    "/stream",
+)
+FASTAPI = Group(
+    "fastapi",
+    "A FastAPI ingress that asks two deployments",
+    "fastapi",
+    (
+        Work("1 connection", path="/fastapi/5", connections=1),
+        Work("64 connections", path="/fastapi/5", connections=64),
+    ),
+    "/fastapi/5",
+)
+HANDLES = Group(
+    "handles",
+    "Calls between deployments",
+    "handles",
+    (
+        _call("call, 1 in flight", "latency", chain=1),
+        _call("calls, 64 in flight", "rate", chain=1, in_flight=64),
+        _call("calls, 512 in flight", "rate", chain=1, in_flight=512),
+        _call("chain of 3, 1 in flight", "latency", chain=3),
+        _call("chain of 3, 64 in flight", "rate", chain=3, in_flight=64),
+        _call("chain of 10, 1 in flight", "latency", chain=10),
+        _call("chain of 10, 64 in flight", "rate", chain=10, in_flight=64),
+        _call("stream", "items", through="nobody"),
+        _call("stream through one that yields on", "items", through="one"),
+        _call("stream through one that returns it", "items", through="passed on", only=("Skate",)),
+        _call("array of 1 KB", "arrays", size=KB),
+        _call("array of 1 MB", "arrays", size=MB),
+        _call("array of 10 MB", "arrays", size=10 * MB),
+        _call("array of 100 MB", "arrays", size=100 * MB),
     ),
 )
+FAIRNESS = Group(
+    "fairness",
+    "Fairness and overload, 4 replicas",
+    "fairness",
+    (
+        # the slow replica can do 20/s: a round robin gives it 18 in the first, 38 in the second
+        Work("one of four ten times slower, 72 requests/s", "uneven", "/uneven", seconds=4.0, told={"rate": 72}),
+        Work("one of four ten times slower, 150 requests/s", "uneven", "/uneven", seconds=2.0, told={"rate": 150}),
+        Work("twice the capacity is offered", "overload", "/full", seconds=2.0),
+    ),
+    "/full",
+)
+BIG = Group(
+    "slow",
+    "Slow readers",
+    "big",
+    (Work("32 slow readers of 100 MB", "slow readers", "/big", connections=32, seconds=5.0, rounds_max=2),),
+    "/big",
+)
+SCALE = Group(
+    "scale",
+    "More replicas",
+    "hello",
+    (
+        Work("one more replica", "scale", told={"counts": [2, 3, 4, 5]}, only=SERVES, rounds_max=2),
+        Work("20 replicas", "scale", told={"counts": [20]}, only=SERVES, rounds_max=1, long=True),
+        Work("100 replicas", "scale", told={"counts": [100]}, only=("Skate",), rounds_max=1),
+    ),
+    "/hello",
+)
+GROUPS = (START, HTTP, MODELS, STREAMS, FASTAPI, HANDLES, FAIRNESS, BIG, SCALE)
