@@ -121,6 +121,8 @@ def read_wrk(output: str) -> Load:
         raise LoadError(f"{bad[1]} of {total[1]} answers had an error status")
     if (bad := _BAD_SOCKET.search(output)) is not None:
         raise LoadError(f"wrk had socket errors: {bad[0]}")
+    if not int(total[1]):
+        raise LoadError("nothing was answered")
     return Load(
         requests=int(total[1]),
         seconds=float(total[2]) * _UNITS_US[total[3]] / 1e6,

@@ -1,7 +1,7 @@
 """Bare uvicorn: ``python -m benchmarks.peers.asgi PORT APP`` with ``BENCHMARK_ASGI`` starlette or fastapi.
 
 One process, uvloop, httptools, no access log: what a handler costs when nothing stands in front of it. No deployment,
-no replicas: the models of four replicas are not its work. The two children of the FastAPI work are plain coroutines here.
+no replicas: the models of four replicas are not its work. The children of the FastAPI work are plain coroutines here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def starlette() -> Starlette:
         Route("/length", length, methods=["POST"]),
         Route("/stream", stream),
         Route("/big", big),
-        WebSocketRoute("/ws", websocket),
+        WebSocketRoute("/ws/echo", websocket),
     ]
     return Starlette(routes=routes)
 
@@ -86,7 +86,7 @@ def fastapi() -> FastAPI:
 
     api.post("/length")(length)
     api.get("/stream")(stream)
-    api.websocket("/ws")(websocket)
+    api.websocket("/ws/echo")(websocket)
 
     @api.get("/fastapi/{number}")
     async def _both(number: int) -> dict[str, int]:

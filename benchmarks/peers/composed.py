@@ -26,7 +26,7 @@ def streams(serve: Any, deployment: Deployment) -> Apps:
 
     @serve.ingress(api)
     class Echoes:
-        @api.websocket("/")
+        @api.websocket("/echo")
         async def echo(self, socket: WebSocket) -> None:
             await socket.accept()
             try:

@@ -1,6 +1,6 @@
-"""The limit: uvloop and httptools answering every request with the same bytes. ``python -m benchmarks.peers.limit PORT APP``
+"""The limit: uvloop and httptools, the same bytes for every request. ``python -m benchmarks.peers.limit PORT APP``
 
-Nothing that parses HTTP in Python can be faster, so where a system comes near it, the load generator is what is measured.
+Nothing that parses HTTP in Python is faster: where a system comes near it, the load generator is what is measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain handlers on Ray Serve and Skate. The same source for both; nothing here costs either an import that it does not need.
+"""Plain handlers on Ray Serve and Skate. The same source for both, and no import that a plain handler does not need.
 
 Each function below the handlers is one application of the work: bound deployments by their route prefix.
 """
@@ -115,18 +115,18 @@ def models(serve: Any, deployment: Deployment) -> Apps:
     return {
         "/sleep": deployment(Sleep, num_replicas=REPLICAS, max_ongoing_requests=1).bind(),
         "/async_sleep": deployment(AsyncSleep, num_replicas=REPLICAS).bind(),
-        "/order": deployment(Order, num_replicas=REPLICAS, max_ongoing_requests=1).bind(),
     }
 
 
 def fairness(serve: Any, deployment: Deployment) -> Apps:
-    """``/uneven``: four replicas, one slow. ``/turn0`` to ``/turn3``: the same four, each with a queue of its own.
+    """``/order``: one at a time. ``/uneven``: four, one of them slow. ``/turn0`` to ``/turn3``: the same, four queues.
 
     ``/full``: a queue of 40 in front of four.
     """
     folder = tempfile.mkdtemp(prefix="skb-uneven-", dir=os.environ.get("BENCHMARK_FOLDER"))
     two = {"max_ongoing_requests": 2}
-    found = {"/uneven": deployment(Uneven, num_replicas=REPLICAS, **two).bind(folder, None)}
+    found = {"/order": deployment(Order, num_replicas=REPLICAS, max_ongoing_requests=1).bind()}
+    found["/uneven"] = deployment(Uneven, num_replicas=REPLICAS, **two).bind(folder, None)
     for number in range(REPLICAS):
         found[f"/turn{number}"] = deployment(Uneven, **two).bind(folder, number == 0)
     full = {"max_ongoing_requests": 1, "max_queued_requests": 40, "backpressure_config": {"retry_after_s": 1}}

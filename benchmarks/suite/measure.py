@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 from benchmarks.load import LoadError
 from benchmarks.processes import ProcessError
@@ -21,6 +21,7 @@ from benchmarks.suite.systems import System
 from benchmarks.suite.works import Group, Work
 
 STARTS_MAX = 2  # in a row of one system that fails
+AWAKE_S = 1.5  # after a pause: whoever looked after whom while time stood still must have looked again
 STARTS_TWICE_S = 100.0  # a system that may take longer to start is not started just to fill caches
 
 
@@ -107,12 +108,25 @@ def measure_group(group: Group, crew: Crew, systems: Sequence[System], rounds: i
     wanted = [one for one in systems if any(takes(work, one) for work in group.works)]
     with crew.serving(group, wanted) as ready:
         for number in range(rounds):
+            works = [work for work in group.works if number < work.rounds_max]
             turn = number % max(1, len(ready))
-            for work in group.works:
-                for one in ready[turn:] + ready[:turn]:  # not always the same one first
-                    if number < work.rounds_max and takes(work, one.system):
-                        measure_one(one, group, work, results)
+            awake = [one for one in ready[turn:] + ready[:turn] if not one.system.pauses]  # each is the first one once
+            for work in works:
+                for one in awake:
+                    measure_one(one, group, work, results)
+            for one in ready:
+                if one.system.pauses:
+                    measure_awake(one, group, works, results)
             say(f"  round {number + 1} of {rounds}")
+
+
+def measure_awake(one: Running, group: Group, works: Sequence[Work], results: Results) -> None:
+    """All works of a round while a system does not pause."""
+    one.resume()
+    sleep(AWAKE_S)
+    for work in works:
+        measure_one(one, group, work, results)
+    rest(one)
 
 
 def takes(work: Work, system: System) -> bool:
@@ -123,18 +137,15 @@ def takes(work: Work, system: System) -> bool:
 def measure_one(one: Running, group: Group, work: Work, results: Results) -> None:
     """One work once. What goes wrong is noted, and that system is spared the work's other rounds."""
     name = one.system.name
-    if reason := one.system.lacks.get(work.path):
+    if takes(work, one.system) and (reason := one.system.lacks.get(work.path)):
         results.fail(name, group.name, work.name, reason)
-    if results.failed(name, group.name, work.name):
+    if not takes(work, one.system) or results.failed(name, group.name, work.name):
         return
-    one.resume()
     try:
         results.add(name, group.name, work.name, METHODS[work.kind](one, work))
     except (LoadError, ProcessError, OSError, KeyError, ValueError) as error:
         say(f"  {name}: {work.name}: {error}")
         results.fail(name, group.name, work.name, str(error) or type(error).__name__)
-    finally:
-        rest(one)
 
 
 def measure_starts(group: Group, folder: Path, systems: Sequence[System], rounds: int, results: Results) -> None:

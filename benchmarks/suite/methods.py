@@ -1,4 +1,4 @@
-"""How each kind of work is measured once, on one system that runs. Law: bounded; raises when what came back is no measure."""
+"""How each kind of work is measured once, on a system that runs. Law: bounded; raises where nothing was measured."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ def client(kind: str, seconds: float, **told: Any) -> dict[str, Any]:
 
 def by_websocket(one: Running, work: Work) -> Values:
     """16 bytes there and back on each of so many WebSockets."""
-    path = work.path + "/" if one.system.deploys else work.path
     before = one.cpu()
-    seen = client("websocket", work.seconds, port=one.port, path=path, connections=work.connections)
+    seen = client("websocket", work.seconds, port=one.port, path=work.path, connections=work.connections)
     seen["CPU µs"] = spent(before, one.cpu()) / seen.pop("count") * 1e6
     return seen
 

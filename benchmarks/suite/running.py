@@ -27,6 +27,7 @@ from benchmarks.suite.systems import ENVIRONMENTS, ROOT, Request, System
 
 POLL_S = 0.002
 ASK_MAX_S = 60.0
+FOREIGN = ("RAY_", "SKATE_", "BENTOML_", "PYTHON")  # settings of ours that would change theirs, caches of byte code too
 LOG_TAIL = 1500  # characters of its stderr in an error
 
 
@@ -146,6 +147,8 @@ def running(system: System, app: str, ready: Request | None, folder: Path) -> It
             one.started_s = monotonic() - began
         else:
             one.started_s = one.wait_ready(ready, system.start_max_s) - began
+            if system.deploys:
+                one.ask("ping", system.start_max_s)  # all of it, not only what was asked for
         yield one
     finally:
         _end(keeper, lifeline)
@@ -155,7 +158,7 @@ def _start(system: System, app: str, port: int, log: Path, folder: Path) -> tupl
     read, write = os.pipe()
     command = [sys.executable, "-S", "-m", "benchmarks.keeper", str(read)]
     command += [python(system), "-m", f"benchmarks.peers.{system.module}", str(port), app]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SKATE_", "BENTOML_"))}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     home = tempfile.mkdtemp(dir=folder, prefix="s")
     own = {
         "PYTHONPATH": str(ROOT),

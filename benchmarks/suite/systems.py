@@ -1,4 +1,4 @@
-"""Who is measured: every system under test, where it lives and what it is asked. Law: values only; nothing starts here."""
+"""Who is measured: every system, where it lives and what it is asked. Law: values only; nothing starts here."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class System(msgspec.Struct, frozen=True):
     wraps: bool = False  # wants its JSON as the value of a name
     start_max_s: float = 30.0
     lacks: dict[str, str] = {}  # why a work is not done, by path
+    quick_apps: tuple[str, ...] = ()  # what it serves in a quick run, if less
 
     def request(self, path: str, body: Body = "", size: int = 0) -> Request:
         """The request of a work, as this system wants it."""
@@ -63,7 +64,7 @@ def document_of(size: int) -> bytes:
 
 
 WHOLE = ("hello", "http", "models", "streams", "fastapi", "handles", "fairness", "big")
-NO_WEBSOCKET = {"/ws": "it has no WebSockets"}
+NO_WEBSOCKET = {"/ws/echo": "it has no WebSockets"}
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "600",  # it pauses while others are measured
@@ -76,7 +77,9 @@ SKATE = System("Skate", "skate_serve", "skate", apps=WHOLE, deploys=True)
 RAY_SERVE = System("Ray Serve", "ray_serve", "ray", "ray", RAY, WHOLE, deploys=True, pauses=True, start_max_s=180.0)
 PEERS = (
     RAY_SERVE,
-    msgspec.structs.replace(RAY_SERVE, name="Ray Serve, HAProxy", environment={**RAY, **HAPROXY}),
+    msgspec.structs.replace(
+        RAY_SERVE, name="Ray Serve, HAProxy", environment={**RAY, **HAPROXY}, quick_apps=("hello", "http")
+    ),
     System(
         "Mosec",
         "mosec_server",
@@ -104,7 +107,7 @@ PEERS = (
         posts=True,
         wraps=True,
         start_max_s=60.0,
-        lacks={"/ws": "only an ASGI application mounted beside its APIs has WebSockets"},
+        lacks={"/ws/echo": "only an ASGI application mounted beside its APIs has WebSockets"},
     ),
     System(
         "uvicorn + Starlette",

@@ -42,6 +42,7 @@ class Group(msgspec.Struct, frozen=True):
     app: str
     works: tuple[Work, ...]
     ready: str = ""
+    by_measure: bool = True  # a table for each measure; else one table of all
 
 
 SERVES = ("Skate", "Ray Serve", "Ray Serve, HAProxy")  # who has the whole programming model
@@ -59,7 +60,12 @@ def _call(name: str, what: str, seconds: float = 0.7, only: tuple[str, ...] = ()
     return Work(name, "told", told={"do": "measure", "what": what, "seconds": seconds, **how}, only=only)
 
 
-START = Group("start", "Start", "hello", (Work("start", "start", rounds_max=3),), "/hello")
+ORDER = "one at a time, 64 callers"
+UNEVEN_LIGHT, UNEVEN = (f"one of four ten times slower, {rate} requests/s" for rate in (72, 150))
+OVERLOAD = "twice the capacity is offered"
+SLOW_READERS = "32 slow readers of 100 MB"
+
+START = Group("start", "Start", "hello", (Work("start", "start", rounds_max=3),), "/hello", False)
 HTTP = Group(
     "http",
     "HTTP, one replica",
@@ -80,7 +86,6 @@ MODELS = Group(
     (
         Work("time.sleep, 64 connections", path="/sleep", connections=64),
         Work("await asyncio.sleep, 64 connections", path="/async_sleep", connections=64),
-        Work("in order: one at a time, 64 callers", "order", "/order", connections=64, seconds=2.0, only=SERVES),
     ),
     "/sleep",
 )
@@ -90,8 +95,8 @@ STREAMS = Group(
     "streams",
     (
         Work("1,000 chunks of 16 bytes, 32 clients", path="/stream", connections=32),
-        Work("WebSocket echo, 1 client", "websocket", "/ws", connections=1),
-        Work("WebSocket echo, 64 clients", "websocket", "/ws", connections=64),
+        Work("WebSocket echo, 1 client", "websocket", "/ws/echo", connections=1),
+        Work("WebSocket echo, 64 clients", "websocket", "/ws/echo", connections=64),
     ),
     "/stream",
 )
@@ -128,22 +133,25 @@ HANDLES = Group(
 )
 FAIRNESS = Group(
     "fairness",
-    "Fairness and overload, 4 replicas",
+    "Order, fairness and overload: 10 ms, 4 replicas",
     "fairness",
     (
+        Work(ORDER, "order", "/order", connections=64, seconds=2.0),
         # the slow replica can do 20/s: a round robin gives it 18 in the first, 38 in the second
-        Work("one of four ten times slower, 72 requests/s", "uneven", "/uneven", seconds=4.0, told={"rate": 72}),
-        Work("one of four ten times slower, 150 requests/s", "uneven", "/uneven", seconds=2.0, told={"rate": 150}),
-        Work("twice the capacity is offered", "overload", "/full", seconds=2.0),
+        Work(UNEVEN_LIGHT, "uneven", "/uneven", seconds=4.0, told={"rate": 72}),
+        Work(UNEVEN, "uneven", "/uneven", seconds=2.0, told={"rate": 150}),
+        Work(OVERLOAD, "overload", "/full", seconds=2.0),
     ),
     "/full",
+    False,
 )
 BIG = Group(
     "slow",
     "Slow readers",
     "big",
-    (Work("32 slow readers of 100 MB", "slow readers", "/big", connections=32, seconds=5.0, rounds_max=2),),
+    (Work(SLOW_READERS, "slow readers", "/big", connections=32, seconds=5.0, rounds_max=2),),
     "/big",
+    False,
 )
 SCALE = Group(
     "scale",
@@ -155,5 +163,6 @@ SCALE = Group(
         Work("100 replicas", "scale", told={"counts": [100]}, only=("Skate",), rounds_max=1),
     ),
     "/hello",
+    False,
 )
 GROUPS = (START, HTTP, MODELS, STREAMS, FASTAPI, HANDLES, FAIRNESS, BIG, SCALE)
