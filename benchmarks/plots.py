@@ -1,6 +1,6 @@
-"""The plots, PNG and SVG: ``python plots.py peers.json FOLDER`` with matplotlib, in an environment of its own.
+"""The plots, PNG and SVG: ``python plots.py peers.json FOLDER`` in an environment with matplotlib.
 
-Law: it reads the file that the run wrote and nothing else; what a system could not do is left out, not drawn as nothing.
+Law: it reads the file that the run wrote and nothing else; what a system could not do is left out.
 """
 
 from __future__ import annotations

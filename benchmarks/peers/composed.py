@@ -1,9 +1,8 @@
 """FastAPI on Ray Serve and Skate: WebSocket echo, and an ingress that asks two children. The same source for both.
 
-The ingress classes are made where ``serve`` is known, because it decorates them; so they travel by value.
+The ingress classes are made where ``serve`` is known, because it decorates them; so they travel by value, and their
+annotations are no strings: those would be looked up in a module that does not travel with them.
 """
-
-from __future__ import annotations
 
 import asyncio
 from typing import Any

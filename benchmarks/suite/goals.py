@@ -97,7 +97,7 @@ GOALS: tuple[Goal, ...] = (
     _value("... refused ones answered, p99", *_OVER, "refused p99 ms", "<=", 5, "ms"),
     _value("... with status 503", *_OVER, "status of a refusal", "<=", 503, ""),
     _value("... and Retry-After (1: yes)", *_OVER, "Retry-After in a refusal", ">=", 1, ""),
-    _value("32 slow readers: worst process above idle", "slow", SLOW_READERS, "MB above idle, worst process", "<=", 50, "MB"),
+    _value("32 slow readers: worst process", "slow", SLOW_READERS, "MB above idle, worst process", "<=", 50, "MB"),
     _value("first answer after start", "start", "start", "s to the first answer", "<=", 0.8, "s"),
     _value("one more replica", "scale", "one more replica", "ms", "<=", 100, "ms"),
 )  # fmt: skip
