@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench clean
+.PHONY: help venv demo test check format bench bench-peers clean
 
 help:
 	@echo "make venv     set up $(VENV) with the pinned dependencies (done by the others when needed)"
@@ -14,8 +14,9 @@ help:
 	@echo "make test     run the tests"
 	@echo "make check    ruff, mypy --strict, the house rules"
 	@echo "make format   let ruff put the source into its form"
-	@echo "make bench    run the benchmarks beside their peers"
-	@echo "make clean    remove $(VENV) and everything built"
+	@echo "make bench    run the short benchmark (a minute, beside uvicorn)"
+	@echo "make bench-peers  run all of it beside all peers (20 minutes; ARGS=--quick: 5); needs wrk"
+	@echo "make clean    remove $(VENV), the peers' environments and everything built"
 
 venv: $(STAMP)
 
@@ -47,6 +48,9 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

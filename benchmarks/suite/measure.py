@@ -22,7 +22,7 @@ from benchmarks.suite.works import Group, Work
 
 STARTS_MAX = 2  # in a row of one system that fails
 AWAKE_S = 1.5  # after a pause: whoever looked after whom while time stood still must have looked again
-STARTS_TWICE_S = 100.0  # a system that may take longer to start is not started just to fill caches
+STARTS_LONG_S, STARTS_OF_LONG = 100.0, 2  # who may take longer starts so often, and not just to fill caches
 
 
 class Crew:
@@ -157,8 +157,8 @@ def measure_starts(group: Group, folder: Path, systems: Sequence[System], rounds
         for system in systems:
             if group.app not in system.apps or results.failed(system.name, group.name, work.name):
                 continue
-            if not number and system.start_max_s > STARTS_TWICE_S:
-                continue  # long enough not to be a matter of caches
+            if system.start_max_s > STARTS_LONG_S and not 0 < number <= STARTS_OF_LONG:
+                continue
             try:
                 with running(system, group.app, system.request(group.ready), folder) as one:
                     if number:

@@ -71,10 +71,25 @@ RAY = {
     "RAY_health_check_timeout_ms": "600000",
     "RAY_DEDUP_LOGS": "0",
 }
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # only for who waits for the end of an application
+}
 
 SKATE = System("Skate", "skate_serve", "skate", apps=WHOLE, deploys=True)
-RAY_SERVE = System("Ray Serve", "ray_serve", "ray", "ray", RAY, WHOLE, deploys=True, pauses=True, start_max_s=180.0)
+RAY_SERVE = System(
+    "Ray Serve",
+    "ray_serve",
+    "ray",
+    "ray",
+    RAY,
+    WHOLE,
+    deploys=True,
+    pauses=True,
+    start_max_s=180.0,
+    quick_apps=("hello", "http", "fastapi", "handles"),
+)
 PEERS = (
     RAY_SERVE,
     msgspec.structs.replace(
