@@ -30,6 +30,7 @@ from benchmarks.suite.systems import ALL, SKATE, System
 from benchmarks.suite.works import GROUPS, START, Group
 
 RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 ROUNDS, QUICK_ROUNDS = 3, 1
 PLOTS_MAX_S = 120.0
 
@@ -51,6 +52,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of table, file and plots (default: results here)"
     )
+    parser.add_argument("--publish", action="store_true", help="put the goals into docs/performance.md, too")
     return parser.parse_args(given)
 
 
@@ -99,6 +101,8 @@ def _run(told: argparse.Namespace, folder: Path) -> None:
     text = tables.page(run, results, [one.name for one in systems])
     print(text)
     write(told.out, run, results, text)
+    if told.publish:
+        report.write(DOCUMENT, tables.published(DOCUMENT.read_text(), tables.extract(run, results)).encode())
     print(f"{sum(judge(goal, results).verdict == 'pass' for goal in GOALS)} of {len(GOALS)} goals are reached")
     print("\n".join(tables.short(results)))
 

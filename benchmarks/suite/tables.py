@@ -139,18 +139,41 @@ def _percent(share: float | None) -> str:
     return "?" if share is None else f"{share:.0%}"
 
 
-def page(run: dict[str, Any], results: Results, systems: Sequence[str]) -> str:
-    """The whole file."""
+def _about(run: dict[str, Any]) -> list[str]:
     box = run["machine"]
     where = f"{box['cores']} cores of {box['cpu']}, {box['memory_mb']:,} MB, {box['system']}"
     what = f"Python {run['versions']['python']}, commit {run['commit'][:12] or 'unknown'}, {run['date']}"
-    head = [
-        "# Skate beside its peers",
-        f"{where}, {what}; {run['rounds']} rounds in turn, {run['seconds']:.0f} s in all.",
-        f"Others used {_percent(run['busy_before'])} of the cores before and {_percent(run['busy_after'])} after.",
+    return [
+        f"{where}, {what}; load by {run['load']}; {run['rounds']} rounds in turn, {run['seconds']:.0f} s in all. "
+        f"Others used {_percent(run['busy_before'])} of the cores before and {_percent(run['busy_after'])} after. "
         "A cell is the median of its rounds, a ratio the median of the ratios of each round. "
         "Only ratios of one run compare.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in run["peers"].items()) + ".",
+    ]
+
+
+BEGIN, END = "<!-- peers: begin, written by the benchmark -->", "<!-- peers: end -->"
+
+
+def published(document: str, part: str) -> str:
+    """A document with the part between its two marks replaced. Raises ValueError if it has no such place."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the document has no place between {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n\n{part.strip()}\n\n{END}{after}"
+
+
+def extract(run: dict[str, Any], results: Results) -> str:
+    """What the document shows: machine, versions, goals."""
+    return "\n\n".join([*_about(run), goals_table(results)])
+
+
+def page(run: dict[str, Any], results: Results, systems: Sequence[str]) -> str:
+    """The whole file."""
+    head = [
+        "# Skate beside its peers",
+        *_about(run),
         f"{BUSY_MARK}: the load generator used more than {BUSY_CORES} of a core, so the system could do more.",
         "## What Skate should reach",
         goals_table(results),

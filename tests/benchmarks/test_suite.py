@@ -139,7 +139,7 @@ def _run() -> dict[str, object]:
     machine = {"cores": 2, "cpu": "a CPU", "memory_mb": 1000, "system": "Linux"}
     return {
         "machine": machine, "versions": {"python": "3.11"}, "commit": "abc", "date": "today", "rounds": 1,
-        "seconds": 1.0, "busy_before": 0.01, "busy_after": None, "peers": {"Mosec": "1.0"},
+        "seconds": 1.0, "busy_before": 0.01, "load": "wrk", "busy_after": None, "peers": {"Mosec": "1.0"},
     }  # fmt: skip
 
 
@@ -155,6 +155,20 @@ def test_the_page_shows_what_was_seen_and_what_is_missing() -> None:
     assert "| skate: a / b |" in text
     assert "load cores" not in text
     assert "not measured" in text
+
+
+def test_a_document_shows_the_goals_where_it_has_its_marks() -> None:
+    document = f"before\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n"
+    new = tables.published(document, tables.extract(_run(), _results(Skate=[1])))
+    assert new.startswith("before\n\n") and new.endswith("\n\nafter\n")
+    assert "old" not in new and "HTTP hello, 64 connections" in new
+    assert tables.published(new, "x") == tables.published(document, "x")
+    with pytest.raises(ValueError, match="no place"):
+        tables.published("without marks", "x")
+
+
+def test_the_performance_page_has_its_place() -> None:
+    assert tables.published(compare.DOCUMENT.read_text(), "x")
 
 
 def test_short_goals_are_named() -> None:
