@@ -1,4 +1,4 @@
-"""Bare uvicorn: ``python -m benchmarks.peers.asgi PORT APP`` with ``BENCHMARK_ASGI`` starlette or fastapi.
+"""Bare uvicorn: ``python -m benchmarks.peers.asgi PORT APP`` with ``BENCHMARK_ASGI`` starlette (default) or fastapi.
 
 One process, uvloop, httptools, no access log: what a handler costs when nothing stands in front of it. No deployment,
 no replicas: the models of four replicas are not its work. The children of the FastAPI work are plain coroutines here.
@@ -99,7 +99,7 @@ def fastapi() -> FastAPI:
 if __name__ == "__main__":
     port, _ = told()
     end_with_stdin()
-    app = {"starlette": starlette, "fastapi": fastapi}[os.environ["BENCHMARK_ASGI"]]()
+    app = {"starlette": starlette, "fastapi": fastapi}[os.environ.get("BENCHMARK_ASGI", "starlette")]()
     uvicorn.run(
         app,
         host=HOST,

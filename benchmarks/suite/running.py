@@ -164,14 +164,16 @@ def _start(system: System, app: str, port: int, log: Path, folder: Path) -> tupl
         "PYTHONPATH": str(ROOT),
         "SKATE_RUNTIME_DIR": home,
         "BENTOML_HOME": home,
+        "TMPDIR": home,
         "DO_NOT_TRACK": "1",
         "BENTOML_DO_NOT_TRACK": "True",
         "PATH": f"{Path(python(system)).parent}{os.pathsep}{outside.get('PATH', os.defpath)}",
     }
+    given = {name: value.replace("{home}", home) for name, value in system.environment.items()}
     with log.open("wb") as errors:
         keeper = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, pass_fds=(read,), cwd=ROOT,
-            env={**outside, **own, **system.environment}, start_new_session=True,
+            env={**outside, **own, **given}, start_new_session=True,
         )  # fmt: skip
     os.close(read)
     return keeper, write

@@ -31,7 +31,7 @@ class System(msgspec.Struct, frozen=True):
     module: str  # below benchmarks.peers
     package: str
     venv: str = ""  # empty: Skate's own
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = {}  # {home}: a folder of its own, which goes with the run
     apps: tuple[str, ...] = ()  # what it can serve
     deploys: bool = False  # applications come and go while it runs; else it is started once for each
     pauses: bool = False  # is busy while nobody asks: stopped while others are measured
@@ -69,11 +69,15 @@ RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "600",  # it pauses while others are measured
     "RAY_health_check_timeout_ms": "600000",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_TMPDIR": "{home}",
 }
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{home}/haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "{home}/admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{home}",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{home}/server-state",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # only for who waits for the end of an application
 }
 
