@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench soak fuzz clean
+.PHONY: help venv demo test check format bench bench-peers soak fuzz clean
 
 help:
 	@echo "make venv     set up $(VENV) with the pinned dependencies (done by the others when needed)"
@@ -14,10 +14,11 @@ help:
 	@echo "make test     run the tests"
 	@echo "make check    ruff, mypy --strict, the house rules"
 	@echo "make format   let ruff put the source into its form"
-	@echo "make bench    run the benchmarks beside their peers"
+	@echo "make bench    run the short benchmark (a minute, beside uvicorn)"
+	@echo "make bench-peers  run all of it beside all peers (20 minutes; ARGS=--quick: 5); needs wrk"
 	@echo "make soak     all kinds of calls at once for SOAK_SECONDS (180), then: nothing lost, nothing open, nothing grown"
 	@echo "make fuzz     the property tests of wire and HTTP, with thousands of new examples (some minutes)"
-	@echo "make clean    remove $(VENV) and everything built"
+	@echo "make clean    remove $(VENV), the peers' environments and everything built"
 
 venv: $(STAMP)
 
@@ -55,6 +56,9 @@ soak: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=1200 tests/wire tests/proxy/test_fuzz.py
 
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from time import perf_counter
 from urllib.parse import urlsplit
 
@@ -44,6 +46,7 @@ class Load(msgspec.Struct, frozen=True):
     p90_us: float
     p99_us: float
     max_us: float
+    cores: float = 0.0  # CPU seconds that the load generator itself used in a second; near 1 it is what is measured
 
     @property
     def rate(self) -> float:
@@ -70,21 +73,30 @@ def described(which: str) -> str:
     return " ".join(said[:2])  # "wrk 4.1.0", then its build and its usage
 
 
-def measure(which: str, url: str, connections: int, seconds: int) -> Load:
-    """Runs the load and waits for its end. Raises LoadError."""
+def measure(which: str, url: str, connections: int, seconds: int, script: Sequence[str] = ()) -> Load:
+    """Runs the load and waits for its end. ``script``: for wrk, a file and its arguments. Raises LoadError."""
     if not 1 <= connections <= CONNECTIONS_MAX or not 1 <= seconds <= SECONDS_MAX:
         raise LoadError(f"{connections} connections for {seconds} s are beyond what a short benchmark may ask for")
     if which == WRK:
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "--latency", url]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "--latency"]
+        command += ["-s", script[0], url, "--", *script[1:]] if script else [url]
     else:
         command = [sys.executable, "-m", "benchmarks.load", url, str(connections), str(seconds)]
+    before = cpu_of_children()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + PATIENCE_S)
     except subprocess.TimeoutExpired:
         raise LoadError(f"{which} did not end {PATIENCE_S:g} s after its time") from None
     if done.returncode != 0:
         raise LoadError(f"{which} failed at {url}: {(done.stderr or done.stdout).strip()[-500:]}")
-    return read_wrk(done.stdout) if which == WRK else msgspec.json.decode(done.stdout, type=Load)
+    seen = read_wrk(done.stdout) if which == WRK else msgspec.json.decode(done.stdout, type=Load)
+    return msgspec.structs.replace(seen, cores=round((cpu_of_children() - before) / seen.seconds, 3))
+
+
+def cpu_of_children() -> float:
+    """User and system seconds of all children that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 # -- wrk ------------------------------------------------------------------------------------------
@@ -109,6 +121,8 @@ def read_wrk(output: str) -> Load:
         raise LoadError(f"{bad[1]} of {total[1]} answers had an error status")
     if (bad := _BAD_SOCKET.search(output)) is not None:
         raise LoadError(f"wrk had socket errors: {bad[0]}")
+    if not int(total[1]):
+        raise LoadError("nothing was answered")
     return Load(
         requests=int(total[1]),
         seconds=float(total[2]) * _UNITS_US[total[3]] / 1e6,

@@ -11,7 +11,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic, sleep
@@ -60,35 +59,32 @@ def child(command: Sequence[str], stdout: int | None = None) -> Iterator[subproc
                 process.stdout.close()
 
 
-def end_with_stdin() -> None:
-    """In a child: ends the process when whoever started it closes the pipe or is gone."""
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True, name="lifeline").start()
-
-
 def http_status(port: int, path: str = "/", timeout_s: float = 5.0) -> int | None:
     """The status of one GET; None if nobody answers there yet."""
-    request = f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n".encode()
+    return status_of(port, "GET", path, timeout_s=timeout_s)
+
+
+def status_of(
+    port: int, method: str, path: str, kind: str = "", body: bytes = b"", timeout_s: float = 5.0
+) -> int | None:
+    """The status of one request, with a body if it has a content type; None if nobody answers there yet."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n"
+    if kind:
+        head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
     try:
         with socket.create_connection((HOST, port), timeout_s) as line:
-            line.sendall(request)
+            line.sendall(head.encode() + b"\r\n" + body)
             begin = line.recv(64)
     except OSError:
         return None
     return int(begin[9:12]) if begin[9:12].isdigit() else None
 
 
-def wait_http(port: int, process: subprocess.Popen[str] | None = None) -> float:
-    """Asks for ``/`` until the answer is 200; the monotonic time at that moment. Raises ProcessError."""
+def wait_http(port: int, process: subprocess.Popen[str] | None = None, path: str = "/") -> float:
+    """Asks for ``path`` until the answer is 200; the monotonic time at that moment. Raises ProcessError."""
     until = monotonic() + READY_MAX_S
     while monotonic() < until:
-        if http_status(port) == 200:
+        if http_status(port, path) == 200:
             return monotonic()
         if process is not None and process.poll() is not None:
             raise ProcessError(f"{process.args!r} ended with {process.returncode} before it served")

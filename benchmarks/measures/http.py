@@ -27,9 +27,9 @@ def measure(rounds: int, seconds: int, which: str) -> Section:
     serve.run(SyncHello.bind(), name="sync", route_prefix="/sync")
     own = skate_url()
     port = processes.free_port()
-    with processes.child(["-m", "benchmarks.peers.hello", str(port)]) as peer:
-        processes.wait_http(port, peer)
-        other = f"http://{processes.HOST}:{port}/"
+    with processes.child(["-m", "benchmarks.peers.asgi", str(port), "http"]) as peer:
+        processes.wait_http(port, peer, "/hello")
+        other = f"http://{processes.HOST}:{port}/hello"
         runs: dict[str, list[Load]] = {}
         spent: dict[str, list[float]] = {}
         mine, theirs = instance_pids(), [peer.pid]

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import uvloop
 
-from benchmarks.processes import end_with_stdin
+from benchmarks.peers.program import end_with_stdin
 from benchmarks.stats import percentile
 
 SIZE = 64

@@ -43,7 +43,7 @@ def test_nobody_answers_on_a_free_port(free_port: int) -> None:
 
 
 def test_a_child_ends_with_the_block() -> None:
-    program = "from benchmarks.processes import end_with_stdin; end_with_stdin(); import threading; "
+    program = "from benchmarks.peers.program import end_with_stdin; end_with_stdin(); import threading; "
     with processes.child(["-c", program + "threading.Event().wait()"]) as child:
         assert child.poll() is None
     assert child.returncode == 0
