@@ -13,6 +13,7 @@ from skate.core.specs import (
     Counts,
     DeploymentStatus,
     LedgerReport,
+    LoopBlocking,
     ReplicaStatus,
     ServeStatus,
 )
@@ -53,11 +54,14 @@ def test_signs_that_the_format_uses_itself() -> None:
     ]
 
 
-def test_replicas_by_phase() -> None:
-    replicas = (ReplicaStatus("a/A#1", "ready", 1, 0.0), ReplicaStatus("a/A#2", "ready", 2, 0.0))
+def test_replicas_by_phase_and_what_blocks_them() -> None:
+    blocked = (LoopBlocking("slow (app.py:3)", 2, 1.5),)
+    replicas = (ReplicaStatus("a/A#1", "ready", 1, 0.0, loop_blocked=blocked), ReplicaStatus("a/A#2", "ready", 2, 0.0))
     deployment = DeploymentStatus("A", "HEALTHY", "", 2, replicas)
     status = ServeStatus(applications={"a": ApplicationStatus("a", "RUNNING", "", None, 0.0, {"A": deployment})})
     found = read(status)
     where = (("app", "a"), ("deployment", "A"))
     assert found["skate_replicas", (*where, ("phase", "ready"))] == 2
     assert found["skate_replicas", (*where, ("phase", "failed"))] == 0
+    place = (*where, ("replica", "a/A#1"), ("place", "slow (app.py:3)"))
+    assert (found["skate_loop_blocked_total", place], found["skate_loop_blocked_seconds_total", place]) == (2, 1.5)

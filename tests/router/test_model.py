@@ -331,7 +331,7 @@ class World:
             ledger = router.ledger
             mine = [call for call in self.calls.values() if call.router is router]
             assert ledger.accepted == len(mine) and ledger.open == sum(call.outcome is None for call in mine)
-            reports = ledger.reports()
+            reports = router.counts()
             for key in KEYS:
                 calls = [call for call in mine if call.deployment_key == key and call.outcome is None]
                 told = reports.get(key, LedgerReport())
@@ -353,7 +353,9 @@ class World:
         for router in self.routers:
             for lane in router.lanes.values():
                 usable = [link for link in lane.links.values() if link.peer is not None]
-                ahead = [link for link in usable if link.in_flight > lane.limit]
+                router.counts()
+                started = {link: sum(sink.started for sink in link.peer.sinks.values()) for link in usable}
+                ahead = [link for link in usable if link.in_flight > max(lane.limit, started[link])]
                 assert len(usable) < 2 or not ahead, (
                     f"calls wait at {ahead[0].target.id}, one of {len(usable)} replicas"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from skate.controlplane.decide.ledger import total
 from skate.core.errors import ReplicaDiedError
 from skate.dataplane.call import KEPT_MAX
 from skate.dataplane.ledger import Outcome
@@ -34,7 +35,7 @@ def test_a_marked_call_is_executed_again_as_often_as_it_says(retry: int | dict[s
         (second,) = [replica for replica in replicas if replica.held]
         assert second.held[0].body == b"in"
         await until(lambda: call.started)
-        assert router.ledger.report().retried == 1 and router.ledger.report().started == 1
+        assert total(router.counts().values()).retried == 1 and total(router.counts().values()).started == 1
         await second.die()
         replicas.remove(second)
         await call.ended.wait()
@@ -75,13 +76,18 @@ def test_the_handle_has_the_last_word() -> None:
     play(scene)
 
 
-def test_after_the_first_byte_of_the_answer_it_is_too_late() -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_after_the_first_byte_of_the_answer_it_is_too_late(many: bool) -> None:
     async def scene(router: Router) -> None:
         first, second = await Replica("a", 1).start(), await Replica("b", 1).start()
         router.apply(snapshot(target(first, limit=1)))
         call = marked("1", 5)
         await started(router, call, first)
-        first.held[0].send_nowait(b"item")
+        if many:
+            call.on_items = call.on_chunk  # type: ignore[method-assign]
+            call.wire_items(b"item")  # as the wire does with several items of a stream at once
+        else:
+            first.held[0].send_nowait(b"item")
         await until(lambda: call.chunks)
         assert not call.body  # nothing is kept for nothing
         router.apply(snapshot(target(first, second, limit=1)))
@@ -177,7 +183,7 @@ def test_a_call_that_waits_to_be_sent_again_can_be_cancelled_and_its_deadline_go
         await until(lambda: late.started)
         await first.die()
         await until(lambda: call.queued and late.queued)
-        report = router.ledger.report()
+        report = total(router.counts().values())
         assert (report.queued, report.started, report.retried) == (2, 0, 2)
         assert call.cancel()
         await late.ended.wait()

@@ -193,9 +193,12 @@ class Call:
         link = self.link
         if link is not None and link.peer is not None:
             link.peer.cancel(self.wire_id, reason, cause)
-        if self.context is None and self.router is not None:
-            self.router.say_dropped(self, reason)
+        self._say_dropped(reason)
         self.end(outcome, error)
+
+    def _say_dropped(self, reason: str) -> None:
+        if self.context is None and self.router is not None:  # else who made the call above it says it
+            self.router.say_dropped(self, reason)
 
     def end(self, outcome: Outcome, error: BaseException | None) -> None:
         """Gives the call its outcome; later attempts to do so are ignored."""
@@ -231,8 +234,7 @@ class Call:
     # -- CallSink: what the wire says -----------------------------------------------------------
 
     def wire_started(self) -> None:
-        if not self.started:
-            self._note_start()
+        self.started = True
         if not self.retries:
             self.body = b""
             self.more = None
@@ -240,14 +242,8 @@ class Call:
         if link is not None and link.probe is self:
             link.lane.call_started(self)
 
-    def _note_start(self) -> None:
-        self.started = True
-        if self.account is not None:
-            self.account.started += 1
-
     def wire_chunk(self, body: bytes, headed: bool, last: bool) -> None:
-        if not self.started:
-            self._note_start()
+        self.started = True
         if self.retries:
             self._commit()  # the owner has seen a part of the answer
         try:
@@ -265,6 +261,8 @@ class Call:
 
     def wire_items(self, body: bytes) -> None:
         self.started = True
+        if self.retries:
+            self._commit()
         self.on_items(body)
 
     def wire_failed(self, body: bytes) -> None:
@@ -275,7 +273,10 @@ class Call:
         if isinstance(error, UserFailure):
             self.end(Outcome.USER_ERROR, error)
         else:
-            self.end(outcome_of(error), error)
+            outcome = outcome_of(error)
+            if outcome is Outcome.TIMED_OUT or outcome is Outcome.CANCELLED:
+                self._say_dropped(str(error))
+            self.end(outcome, error)
 
     def wire_refused(self, returned: bool) -> None:
         lane = self.lane

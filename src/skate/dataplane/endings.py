@@ -9,6 +9,8 @@ from skate.core.errors import CallTimeoutError, NotRunningError, ReplicaDiedErro
 if TYPE_CHECKING:
     from skate.dataplane.call import Call
 
+REASON_MAX = 300  # characters of a reason in the log
+
 
 def died(call: Call, replica: str) -> ReplicaDiedError:
     """The error of a call that its replica had started; says how to have such calls sent again."""
@@ -17,6 +19,14 @@ def died(call: Call, replica: str) -> ReplicaDiedError:
         f"replica {replica} died while it had request {call.request_id} in hand{again}; it may or may not have been "
         "executed. Calls that may be executed twice are sent again where the deployment or the handle says retry="
     )
+
+
+def where_is(call: Call) -> str:
+    """Where a call is that has not ended yet."""
+    link = call.link
+    if link is None:
+        return "waiting for a replica"
+    return f"{'running in' if call.running else 'waiting for a slot of'} {link.target.id}"
 
 
 def instance_gone() -> NotRunningError:

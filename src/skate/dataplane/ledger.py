@@ -32,7 +32,7 @@ class Account:
     def __init__(self) -> None:
         self.accepted = 0
         self.placed = 0  # calls that a replica has, at this moment
-        self.started = 0  # those of them that it has started
+        self.started = 0  # those of them that it has started, when that was last looked up (``Router.counts``)
         self.retried = 0  # times that a call was sent again because its replica had died
         self.outcomes = [0] * len(Outcome)
 

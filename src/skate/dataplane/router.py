@@ -27,13 +27,14 @@ from skate.core.errors import (
 from skate.core.pace import Pace
 from skate.core.specs import (
     UNKNOWN_DEPLOYMENT,
+    Counts,
     DeploymentTarget,
     RequestRouterTarget,
     Route,
     Snapshot,
 )
 from skate.dataplane.call import KEPT_MAX, LOSSES_MAX, Call
-from skate.dataplane.endings import died, instance_gone, timed_out
+from skate.dataplane.endings import REASON_MAX, died, instance_gone, timed_out, where_is
 from skate.dataplane.ledger import Account, Ledger, Outcome
 from skate.dataplane.link import AHEAD_BYTES, Link
 from skate.dataplane.policy import Policy, load_policy, make_policy
@@ -61,6 +62,7 @@ class Lane:
         self.limit = min(target.max_ongoing_requests, CALLS_MAX)  # calls of this router that one replica runs
         self.room = self.limit  # calls of this router at one replica; more than it runs while there is no other
         self.links: dict[str, Link] = {}
+        self.alone = False  # calls are sent ahead to the only replica that can be reached
         self.only: Link | None = None  # of one replica: that one
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
@@ -100,12 +102,14 @@ class Lane:
         """
         self.only = next(iter(self.links.values())) if len(self.links) == 1 else None
         usable = [link for link in self.links.values() if link.peer is not None]
-        alone = len(usable) < 2 and self.target.max_queued_requests < 0
+        before, alone = self.alone, len(usable) < 2 and self.target.max_queued_requests < 0
+        self.alone = alone
         self.room = self.limit + AHEAD_MAX if alone else self.limit
         if alone:
             return
         for link in usable:
-            if link.in_flight > self.limit and link.peer is not None:
+            # It may run fewer than the limit of today: any call may wait there that was sent while it was alone.
+            if link.peer is not None and link.in_flight > (0 if before else self.limit):
                 link.peer.recall()
 
     def _ask_for_policy(self, wanted: RequestRouterTarget | None) -> None:
@@ -288,8 +292,6 @@ class Lane:
         call.link = None
         link.in_flight -= 1
         self.account.placed -= 1
-        if call.started:
-            self.account.started -= 1
         if link.probe is call:
             link.probe, link.blocked = None, False
         if link.leaving and link.in_flight == 0:
@@ -457,7 +459,7 @@ class Router:
             context.children.add(call)
         if call.deadline is not None:
             if call.deadline <= now:
-                call.end(Outcome.TIMED_OUT, timed_out(call, now))
+                self.expire(call)
                 return
             call.timer = self.loop.call_later(call.deadline - now, self.expire, call)
         if lane is not None:
@@ -508,9 +510,10 @@ class Router:
         skipped = self._dropped.allow(now)
         if skipped is not None:
             more = f" ({skipped} more were given up and not named)" if skipped else ""
-            after_s = now - call.accepted_at
-            logger.info("request %s to %s given up after %.3g s: %s%s",
-                        call.request_id, call.deployment_key, after_s, reason, more)  # fmt: skip
+            after_s = max(0.0, now - call.accepted_at)
+            why = f"{reason[:REASON_MAX]}{more}"
+            text = "request %s to %s given up after %.3g s while %s: %s"
+            logger.info(text, call.request_id, call.deployment_key, after_s, where_is(call), why)
 
     def activity_seen(self) -> None:
         """The counts were read; ``on_activity`` comes again with the next change."""
@@ -524,15 +527,22 @@ class Router:
             self._links.add(link)
             link.task = self.loop.create_task(link.connect())
 
-    def look_at_marks(self) -> None:
-        """Hears from every replica which calls it has begun, where it says so by its mark only."""
+    def counts(self) -> Counts:
+        """The counts of every deployment that ever had a call. What replicas have begun is looked up for it, call by
+        call: most of them say so by their marks only, and nothing is counted for it on a call's way.
+        """
+        for account in self.ledger.accounts.values():
+            account.started = 0
         for link in self._links:
             peer = link.peer
             if peer is None or not link.in_flight:
                 continue
-            for id, sink in peer.sinks.items():
-                if isinstance(sink, Call) and not sink.started and peer.has_started(id):
-                    sink.wire_started()
+            for id, sink in tuple(peer.sinks.items()):
+                if isinstance(sink, Call):
+                    if not sink.started and peer.has_started(id):
+                        sink.wire_started()
+                    link.lane.account.started += sink.started
+        return self.ledger.reports()
 
     async def close(self) -> None:
         """Cancels what is under way and closes all connections; what comes later is refused."""

@@ -141,8 +141,7 @@ class Uplink:
         """Tells the counts that changed since they were last told on this connection."""
         if self.peer is None:
             return None
-        self.router.look_at_marks()
-        counts = self.router.ledger.reports()
+        counts = self.router.counts()
         news = {key: report for key, report in counts.items() if self._told.get(key) != report}
         if not news:
             return None

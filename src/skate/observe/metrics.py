@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, get_args
 
-from skate.core.specs import Counts, LedgerReport, ReplicaPhase, ServeStatus
+from skate.core.specs import Counts, LedgerReport, LoopBlocking, ReplicaPhase, ServeStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("ok", "user_error", "refused", "timed_out", "cancelled", "lost")
@@ -36,6 +36,7 @@ def families(status: ServeStatus) -> Iterator[Family]:
     """The metrics; whoever adds one adds it here."""
     yield from of_calls(status.calls_by_deployment)
     yield of_replicas(status)
+    yield from of_loops(status)
 
 
 def of_calls(counts: Counts) -> Iterator[Family]:
@@ -77,6 +78,29 @@ def of_replicas(status: ServeStatus) -> Family:
                 for phase in get_args(ReplicaPhase)
             ]
     return Family("skate_replicas", "gauge", "Replicas, by phase.", samples)
+
+
+def of_loops(status: ServeStatus) -> Iterator[Family]:
+    """What has kept the event loops of replicas from turning, by function and line."""
+    found: list[tuple[Labels, LoopBlocking]] = [
+        ({"app": app.name, "deployment": deployment.name, "replica": replica.id, "place": blocking.place}, blocking)
+        for app in status.applications.values()
+        for deployment in app.deployments.values()
+        for replica in deployment.replicas
+        for blocking in replica.loop_blocked
+    ]
+    yield Family(
+        "skate_loop_blocked_total",
+        "counter",
+        "Times that code blocked a replica's event loop for longer than loop_block_warning_s.",
+        [(labels, blocking.episodes) for labels, blocking in found],
+    )
+    yield Family(
+        "skate_loop_blocked_seconds_total",
+        "counter",
+        "Seconds for which it did so.",
+        [(labels, blocking.seconds) for labels, blocking in found],
+    )
 
 
 def labels_of(key: str) -> dict[str, str]:

@@ -150,9 +150,13 @@ class Worker:
             exchange.refuse()
         elif verdict == PARKED and not exchange.ended:
             exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
+            exchange.parked_at = self.life.clock.now()
 
     def begin(self, exchange: Exchange) -> None:
-        """A call has its slot."""
+        """A call has its slot; its deadline went on while it waited for that."""
+        head = exchange.head
+        if exchange.parked_at and head.timeout_s is not None:
+            head.timeout_s -= self.life.clock.now() - exchange.parked_at
         self.idle.clear()
         assert self.invoker is not None
         self.invoker.run(exchange, self.done)

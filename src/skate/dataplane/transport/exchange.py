@@ -89,6 +89,7 @@ class Exchange:
         "on_cancel",
         "on_complete",
         "on_end",
+        "parked_at",
         "session",
     )
 
@@ -102,6 +103,7 @@ class Exchange:
         self.ahead = bool(flags & AHEAD)
         self.asks = bool(flags & ASKS)
         self.ended = False
+        self.parked_at = 0.0  # when it began to wait here for a slot; 0: it did not
         self.cancel_reason: str | None = None
         self.on_cancel: Callable[[str, CancelCause], None] | None = None
         self.on_complete: Callable[[], None] | None = None  # the last chunk of the input has arrived
