@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from skate import serve
+from skate.core.errors import SkateError
 from soak import apps
 from soak.client import Cut, Line
 from soak.judge import (
@@ -39,10 +40,11 @@ WARM_SHARE = 0.25  # of the whole: caches, pools and the allocator find their si
 HUNG_S = 20.0  # for any single call: far above every deadline it has
 REST_S = 15.0  # until nothing is open after the last client left
 IDLE_S = 2.0  # for closed connections to be gone
+CONTROLLER_S = 10.0  # until a controller that was killed is there again
 POLL_S = 0.5  # of the ledger
 SAMPLE_S = 1.0  # of the processes
 PULSE_S = 0.1  # of the machine
-KILL_S = (0.5, 3.0)  # between two deaths, random
+KILL_S = (0.3, 1.5)  # between two deaths, random
 FAULTS_MAX = 100
 NUMBERS = re.compile(r"[0-9a-f]{6,}|\d+")
 
@@ -158,9 +160,21 @@ class Course:
 
     # -- beside it ------------------------------------------------------------------------------
 
+    async def _status(self) -> Any:
+        """What the controller says; asked again for a while when it does not answer, for it is killed, too."""
+        end = monotonic() + CONTROLLER_S
+        while True:
+            try:
+                return await asyncio.to_thread(serve.status)
+            except SkateError as error:
+                if monotonic() > end:
+                    self.fault(f"no status within {CONTROLLER_S:g} s: {type(error).__name__}: {error}")
+                    raise
+            await asyncio.sleep(0.05)
+
     async def _poll(self) -> None:
         while not self.over:
-            calls = (await asyncio.to_thread(serve.status)).calls
+            calls = (await self._status()).calls
             self.result.ledger_polls += 1
             if wrong := unbalanced(calls):
                 self.fault(f"at {self.now():.1f} s the ledger does not balance: {wrong}")
@@ -182,13 +196,14 @@ class Course:
                 await asyncio.sleep(PULSE_S)
 
     async def _kill(self) -> None:
-        """Deaths in the first third of the measured time."""
+        """Deaths in the first third: the controller's, which no call may notice, then those of replicas."""
         if not self.kills or not any(kind.mortal for kind in self.kinds):
             return
         await asyncio.sleep(self.warm_s)
         end = self.warm_s + (self.seconds - self.warm_s) / 3 - 1
+        os.kill((await self._status()).controller_pid, signal.SIGKILL)
         while not self.over and self.now() < end:
-            status = await asyncio.to_thread(serve.status)
+            status = await self._status()
             app, deployment = self.chance.choice(apps.MORTALS)
             replicas = status.applications[app].deployments[deployment].replicas
             ready = [replica for replica in replicas if replica.phase == "ready"]
@@ -207,7 +222,7 @@ class Course:
         """The ledger, once nothing is open."""
         end = monotonic() + REST_S
         while True:
-            calls = (await asyncio.to_thread(serve.status)).calls
+            calls = (await self._status()).calls
             if calls.open == 0 or monotonic() > end:
                 break
             await asyncio.sleep(0.05)
