@@ -13,6 +13,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+import msgspec
+
 from skate import serve
 from skate.core.errors import SkateError
 from soak import apps
@@ -174,9 +176,9 @@ class Course:
 
     async def _poll(self) -> None:
         while not self.over:
-            calls = (await self._status()).calls
+            status = await self._status()
             self.result.ledger_polls += 1
-            if wrong := unbalanced(calls):
+            if wrong := unbalanced(status):
                 self.fault(f"at {self.now():.1f} s the ledger does not balance: {wrong}")
             await asyncio.sleep(POLL_S)
 
@@ -219,16 +221,14 @@ class Course:
     # -- the end --------------------------------------------------------------------------------
 
     async def _rest(self) -> Any:
-        """The ledger, once nothing is open."""
+        """The status, once no call is open."""
         end = monotonic() + REST_S
-        while True:
-            calls = (await self._status()).calls
-            if calls.open == 0 or monotonic() > end:
-                break
+        while (status := await self._status()).calls.open and monotonic() < end:
             await asyncio.sleep(0.05)
-        if calls.open:
-            self.fault(f"{calls.open} calls are still open {REST_S:g} s after the last client left")
-        return calls
+        if status.calls.open:
+            where = {name: calls.open for name, calls in status.calls_by_deployment.items() if calls.open}
+            self.fault(f"{where} calls are still open {REST_S:g} s after the last client left")
+        return status
 
     async def _idle(self, before: dict[int, int]) -> dict[int, int]:
         """Descriptors of all processes at rest: as many as before, if that comes true soon."""
@@ -240,11 +240,15 @@ class Course:
             if monotonic() > end or (before and not more_files(before, found)):
                 return found
 
-    def _judge_ledger(self, calls: Any) -> None:
-        if wrong := unbalanced(calls):
+    def _judge_ledger(self, status: Any) -> None:
+        if wrong := unbalanced(status):
             self.fault(f"the ledger does not balance at the end: {wrong}")
-        names = ("accepted", "ok", "user_error", "refused", "timed_out", "cancelled", "lost", "open")
-        self.result.ledger = {name: getattr(calls, name) for name in names}
+        self.result.ledger = msgspec.structs.asdict(status.calls)
+        told = status.calls_by_deployment.get(apps.TOLD, status.calls)
+        for word in ("ok", "refused"):  # the ledger of one deployment is what its callers saw
+            seen = sum(tally.seen[word] for tally in self.tallies.values() if "to the narrow" in tally.name)
+            if seen != getattr(told, word):
+                self.fault(f"{apps.TOLD}: callers saw {seen} {word}, the ledger has {getattr(told, word)}")
 
     async def _meet(self) -> None:
         """As many calls as there are slots must run at once: none has leaked, and nothing holds one."""

@@ -75,14 +75,17 @@ def test_the_handle_has_the_last_word() -> None:
     play(scene)
 
 
-def test_after_the_first_byte_of_the_answer_it_is_too_late() -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_after_the_first_byte_of_the_answer_it_is_too_late(many: bool) -> None:
     async def scene(router: Router) -> None:
         first, second = await Replica("a", 1).start(), await Replica("b", 1).start()
         router.apply(snapshot(target(first, limit=1)))
         call = marked("1", 5)
         await started(router, call, first)
-        first.held[0].send_nowait(b"item")
+        await first.held[0].send_items(b"item") if many else first.held[0].send_nowait(b"item")
         await until(lambda: call.chunks)
+        report = router.ledger.report()
+        assert (report.queued, report.sent, report.started) == (0, 0, 1)
         assert not call.body  # nothing is kept for nothing
         router.apply(snapshot(target(first, second, limit=1)))
         await first.die()

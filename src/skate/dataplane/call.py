@@ -264,7 +264,10 @@ class Call:
             self.end(Outcome.OK, None)
 
     def wire_items(self, body: bytes) -> None:
-        self.started = True
+        if not self.started:
+            self._note_start()
+        if self.retries:
+            self._commit()
         self.on_items(body)
 
     def wire_failed(self, body: bytes) -> None:
