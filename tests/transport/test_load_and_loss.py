@@ -32,7 +32,7 @@ class Tasks:
         self.ended = 0
 
     def __call__(self, exchange: Exchange) -> None:
-        exchange.on_cancel = self.cancelled.append
+        exchange.on_cancel = lambda reason, *cause: self.cancelled.append(reason)
         exchange.on_end = self._end
         exchange.begin()
         self.exchanges.append(exchange)
