@@ -172,6 +172,15 @@ class Narrow(Common):
         return "through"
 
 
+@serve.deployment(max_ongoing_requests=2)
+class Single(Common):
+    """One replica with few slots: calls are sent ahead to it, wait there, and some of them when it is killed."""
+
+    async def __call__(self, request: Any) -> str:
+        await asyncio.sleep(0.003)
+        return "one"
+
+
 mortal = FastAPI()
 
 
@@ -217,6 +226,7 @@ APPS = {
     "plain": Plain.bind(),
     "shop": Shop.bind(Price.bind(), Stock.bind()),
     "narrow": Narrow.bind(),
+    "single": Single.bind(),
     "mortal": Mortal.bind(Leaf.bind()),
 }
 # (application, deployment): (replicas, slots of each), as declared above; at the end all must be free.
@@ -226,7 +236,9 @@ SLOTS = {
     ("shop", "Price"): (1, 32),
     ("shop", "Stock"): (1, 32),
     ("narrow", "Narrow"): (1, 1),
+    ("single", "Single"): (1, 2),
     ("mortal", "Mortal"): (2, 32),
     ("mortal", "Leaf"): (2, 16),
 }
-MORTALS = (("mortal", "Mortal"), ("mortal", "Leaf"))
+TOLD = "narrow/Narrow"  # whose callers never leave early, so that they know what its ledger must say
+MORTALS = (("mortal", "Mortal"), ("mortal", "Leaf"), ("single", "Single"))

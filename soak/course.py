@@ -13,7 +13,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+import msgspec
+
 from skate import serve
+from skate.core.errors import SkateError
 from soak import apps
 from soak.client import Cut, Line
 from soak.judge import (
@@ -39,10 +42,11 @@ WARM_SHARE = 0.25  # of the whole: caches, pools and the allocator find their si
 HUNG_S = 20.0  # for any single call: far above every deadline it has
 REST_S = 15.0  # until nothing is open after the last client left
 IDLE_S = 2.0  # for closed connections to be gone
+CONTROLLER_S = 10.0  # until a controller that was killed is there again
 POLL_S = 0.5  # of the ledger
 SAMPLE_S = 1.0  # of the processes
 PULSE_S = 0.1  # of the machine
-KILL_S = (0.5, 3.0)  # between two deaths, random
+KILL_S = (0.3, 1.5)  # between two deaths, random
 FAULTS_MAX = 100
 NUMBERS = re.compile(r"[0-9a-f]{6,}|\d+")
 
@@ -158,11 +162,23 @@ class Course:
 
     # -- beside it ------------------------------------------------------------------------------
 
+    async def _status(self) -> Any:
+        """What the controller says; asked again for a while when it does not answer, for it is killed, too."""
+        end = monotonic() + CONTROLLER_S
+        while True:
+            try:
+                return await asyncio.to_thread(serve.status)
+            except SkateError as error:
+                if monotonic() > end:
+                    self.fault(f"no status within {CONTROLLER_S:g} s: {type(error).__name__}: {error}")
+                    raise
+            await asyncio.sleep(0.05)
+
     async def _poll(self) -> None:
         while not self.over:
-            calls = (await asyncio.to_thread(serve.status)).calls
+            status = await self._status()
             self.result.ledger_polls += 1
-            if wrong := unbalanced(calls):
+            if wrong := unbalanced(status):
                 self.fault(f"at {self.now():.1f} s the ledger does not balance: {wrong}")
             await asyncio.sleep(POLL_S)
 
@@ -182,13 +198,14 @@ class Course:
                 await asyncio.sleep(PULSE_S)
 
     async def _kill(self) -> None:
-        """Deaths in the first third of the measured time."""
+        """Deaths in the first third: the controller's, which no call may notice, then those of replicas."""
         if not self.kills or not any(kind.mortal for kind in self.kinds):
             return
         await asyncio.sleep(self.warm_s)
         end = self.warm_s + (self.seconds - self.warm_s) / 3 - 1
+        os.kill((await self._status()).controller_pid, signal.SIGKILL)
         while not self.over and self.now() < end:
-            status = await asyncio.to_thread(serve.status)
+            status = await self._status()
             app, deployment = self.chance.choice(apps.MORTALS)
             replicas = status.applications[app].deployments[deployment].replicas
             ready = [replica for replica in replicas if replica.phase == "ready"]
@@ -204,16 +221,14 @@ class Course:
     # -- the end --------------------------------------------------------------------------------
 
     async def _rest(self) -> Any:
-        """The ledger, once nothing is open."""
+        """The status, once no call is open."""
         end = monotonic() + REST_S
-        while True:
-            calls = (await asyncio.to_thread(serve.status)).calls
-            if calls.open == 0 or monotonic() > end:
-                break
+        while (status := await self._status()).calls.open and monotonic() < end:
             await asyncio.sleep(0.05)
-        if calls.open:
-            self.fault(f"{calls.open} calls are still open {REST_S:g} s after the last client left")
-        return calls
+        if status.calls.open:
+            where = {name: calls.open for name, calls in status.calls_by_deployment.items() if calls.open}
+            self.fault(f"{where} calls are still open {REST_S:g} s after the last client left")
+        return status
 
     async def _idle(self, before: dict[int, int]) -> dict[int, int]:
         """Descriptors of all processes at rest: as many as before, if that comes true soon."""
@@ -225,11 +240,15 @@ class Course:
             if monotonic() > end or (before and not more_files(before, found)):
                 return found
 
-    def _judge_ledger(self, calls: Any) -> None:
-        if wrong := unbalanced(calls):
+    def _judge_ledger(self, status: Any) -> None:
+        if wrong := unbalanced(status):
             self.fault(f"the ledger does not balance at the end: {wrong}")
-        names = ("accepted", "ok", "user_error", "refused", "timed_out", "cancelled", "lost", "open")
-        self.result.ledger = {name: getattr(calls, name) for name in names}
+        self.result.ledger = msgspec.structs.asdict(status.calls)
+        told = status.calls_by_deployment.get(apps.TOLD, status.calls)
+        for word in ("ok", "refused"):  # the ledger of one deployment is what its callers saw
+            seen = sum(tally.seen[word] for tally in self.tallies.values() if "to the narrow" in tally.name)
+            if seen != getattr(told, word):
+                self.fault(f"{apps.TOLD}: callers saw {seen} {word}, the ledger has {getattr(told, word)}")
 
     async def _meet(self) -> None:
         """As many calls as there are slots must run at once: none has leaked, and nothing holds one."""

@@ -369,10 +369,44 @@ async def mortal_handle_stream_passed_on(world: World, line: Line) -> str:
     return check([item async for item in stream], list(range(50)))
 
 
+@kind(workers=2, pause_s=0.03, mortal=True)
+async def single_http(world: World, line: Line) -> str:
+    status, text = await line.ask("GET", "/single/")
+    if status == 500:
+        raise WrongError(text)
+    return check((status, text), (200, "one"))
+
+
+@kind(workers=4, pause_s=0.03, mortal=True)
+async def single_handle(world: World, line: Line) -> str:
+    responses = [world.handles["single"].remote(None) for _ in range(3)]
+    return check([await response for response in responses], ["one"] * 3)
+
+
+@kind("ok", "timed out", workers=2, pause_s=0.05, mortal=True)
+async def single_handle_deadline(world: World, line: Line) -> str:
+    try:
+        return check(await world.handles["single"].options(timeout_s=0.02).remote(None), "one")
+    except CallTimeoutError:
+        return "timed out"
+
+
+@kind("ok", "cancelled", pause_s=0.05, mortal=True)
+async def single_handle_cancel(world: World, line: Line) -> str:
+    responses = [world.handles["single"].remote(None) for _ in range(4)]
+    await asyncio.sleep(world.chance.random() * 0.02)
+    for response in responses:
+        response.cancel()
+    try:
+        return check([await response for response in responses], ["one"] * 4)
+    except RequestCancelledError:
+        return "cancelled"
+
+
 def connected(port: int, seed: int) -> World:
     """A world whose handles lead to the applications that run."""
     world = World(port, random.Random(seed))
-    for name in ("plain", "shop", "narrow", "mortal"):
+    for name in ("plain", "shop", "narrow", "single", "mortal"):
         world.handles[name] = serve.get_app_handle(name)
     world.handles["leaf"] = serve.get_deployment_handle("Leaf", "mortal")
     return world

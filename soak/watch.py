@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 SHM = Path("/dev/shm")
 
 
@@ -107,10 +109,15 @@ def shared_memory() -> set[str]:
     return {path.name for path in SHM.glob("*skate*")} if SHM.is_dir() else set()
 
 
-def unbalanced(calls: Any) -> str:
-    """What is wrong with a ledger; empty if it balances."""
-    ended = calls.ok + calls.user_error + calls.refused + calls.timed_out + calls.cancelled + calls.lost
-    parts = (calls.accepted, calls.open, ended)
-    if min(parts) < 0 or calls.accepted != calls.open + ended:
-        return f"accepted {calls.accepted}, open {calls.open}, ended {ended}"
+def unbalanced(status: Any) -> str:
+    """What is wrong with the ledger of a status; empty if it balances, for each deployment and in sum."""
+    for name, calls in [("all", status.calls), *status.calls_by_deployment.items()]:
+        ended = calls.ok + calls.user_error + calls.refused + calls.timed_out + calls.cancelled + calls.lost
+        where = calls.queued + calls.sent + calls.started
+        if calls.accepted != calls.open + ended or calls.open != where or min(msgspec.structs.astuple(calls)) < 0:
+            return f"{name}: {calls}"
+    for count in ("accepted", "open", "ok", "lost"):
+        parts = sum(getattr(calls, count) for calls in status.calls_by_deployment.values())
+        if parts != getattr(status.calls, count):
+            return f"{count}: {getattr(status.calls, count)} in all, {parts} in the deployments"
     return ""

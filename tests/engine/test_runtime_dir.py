@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 from skate.engine.base import AlreadyRunningError, EngineError
-from skate.engine.runtime_dir import claim, remove, remove_stale, running_pid, write_pid
+from skate.engine.runtime_dir import ENGINE_SOCKET, claim, remove, remove_stale, running_pid, write_pid
 from tests.engine.world import World
 
 
@@ -30,6 +32,23 @@ def test_a_second_claim_is_refused_and_names_the_holder(world: World) -> None:
     assert os.path.exists(world.runtime_dir)
     assert running_pid(world.runtime_dir) is None  # nobody listens
     remove(claimed)
+
+
+def test_a_supervisor_that_has_no_time_is_no_dead_one(world: World) -> None:
+    """When a controller dies, every process of the instance asks at once whether the supervisor lives."""
+    mine = claim(world.runtime_dir)
+    write_pid(world.runtime_dir)
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as waiting:
+        busy.bind(os.path.join(world.runtime_dir, ENGINE_SOCKET))
+        busy.listen(1)
+        with pytest.raises(BlockingIOError):
+            while True:  # nobody is let in: at some point the kernel takes no more
+                one = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                one.setblocking(False)
+                one.connect(os.path.join(world.runtime_dir, ENGINE_SOCKET))
+        assert running_pid(world.runtime_dir) == os.getpid()
+    assert running_pid(world.runtime_dir) is None
+    remove(mine)
 
 
 def test_litter_is_swept_but_nothing_behind_a_link(world: World) -> None:

@@ -45,6 +45,9 @@ class Noted(Call):
     def on_chunk(self, data: bytes) -> None:
         self.chunks.append(data)
 
+    def on_items(self, data: bytes) -> None:
+        self.chunks.append(data)
+
     def on_end(self, error: BaseException | None) -> None:
         self.ends.append(error)
         self.ended.set()

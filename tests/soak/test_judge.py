@@ -8,6 +8,7 @@ from array import array
 
 import pytest
 
+from skate.core.specs import LedgerReport, ServeStatus
 from soak import judge
 from soak.judge import DIED, GROWTH_KB, Kill, Spread, Tally, cut_by_death, growth, more_files, third_of, told_of_death
 from soak.report import Result, as_json, measured, text
@@ -89,15 +90,19 @@ def test_only_a_killed_replica_excuses() -> None:
     assert cut_by_death(9.5, 10.5, kills) and not cut_by_death(10.5, 11.0, kills)
 
 
-class Calls:
-    ok = user_error = refused = timed_out = cancelled = lost = 1
-    open, accepted = 2, 8
+def ledger(**other: int) -> LedgerReport:
+    ends = dict.fromkeys(("ok", "user_error", "refused", "timed_out", "cancelled", "lost"), 1)
+    return LedgerReport(**{"accepted": 8, "open": 2, "sent": 1, "started": 1, **ends, **other})
 
 
 def test_a_ledger_that_does_not_balance() -> None:
-    assert unbalanced(Calls) == ""
-    for name, value in (("open", 3), ("accepted", 7), ("ok", -1)):
-        assert unbalanced(type("Off", (Calls,), {name: value}))
+    assert unbalanced(ServeStatus(calls=ledger(), calls_by_deployment={"a/D": ledger()})) == ""
+    for other in ({"open": 3}, {"accepted": 7}, {"ok": -1}, {"sent": 2}, {"sent": 4, "started": -2}):
+        off = ledger(**other)
+        assert unbalanced(ServeStatus(calls=off)).startswith("all: ")
+        assert unbalanced(ServeStatus(calls=ledger(), calls_by_deployment={"a/D": off})).startswith("a/D: ")
+    twice = {"a/D": ledger(), "a/E": ledger()}
+    assert "8 in all, 16 in" in unbalanced(ServeStatus(calls=ledger(), calls_by_deployment=twice))
 
 
 def test_the_report_shows_everything() -> None:

@@ -12,7 +12,7 @@ import uvloop
 
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.peers import Listener, Peer, connect, listen
-from tests.transport.world import LIMIT_S, Play, Scene
+from tests.transport.world import LIMIT_S, Play, Raw, Scene
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -24,8 +24,14 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     def run(test: Coroutine[Any, Any, None]) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(2 * LIMIT_S):
-                await test
+            try:
+                async with asyncio.timeout(2 * LIMIT_S):
+                    await test
+            finally:  # a test that fails leaves lines full; uvloop's loops do not close before those are empty
+                while Raw.all:
+                    raw = Raw.all.pop()
+                    if raw.transport is not None:
+                        raw.transport.abort()
 
         with asyncio.Runner(loop_factory=make) as runner:
             runner.run(bounded())
@@ -63,8 +69,12 @@ def play(address: str, run: Run) -> Play:
                 await scene(open)
             finally:
                 for listener, peer in opened:
+                    below = [end.transport for end in (peer, *listener.listening.sessions)]
                     peer.close()
                     await listener.close()
+                    for transport in below:
+                        if transport is not None:
+                            transport.abort()
 
         run(main())
 

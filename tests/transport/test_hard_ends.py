@@ -155,6 +155,30 @@ def test_tasks_that_wait_for_a_full_transport_do_not_spend_the_credit_twice() ->
     asyncio.run(main())
 
 
+def test_an_owner_that_fails_to_hear_of_a_lost_caller_costs_no_other_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        heard: list[str] = []
+        exchanges: list[Exchange] = []
+        listener = await listen("memory:owners", exchanges.append, "callee")
+        listener.listening.on_session_lost = lambda session: heard.append("session")
+        peer = await connect("memory:owners", "caller")
+        for _ in range(2):
+            peer.open(Marks(), HEAD, b"", True)
+        await until(lambda: len(exchanges) == 2)
+
+        def fail(*why: object) -> None:
+            raise RuntimeError("a bug of ours")
+
+        exchanges[0].on_cancel = fail
+        exchanges[1].on_cancel = lambda *why: heard.append("call")
+        peer.close()
+        await until(lambda: heard == ["call", "session"])
+        await listener.close()
+
+    asyncio.run(main())
+    assert "a bug of ours" in caplog.text
+
+
 def test_a_connection_attempt_that_is_given_up_leaves_no_connection() -> None:
     async def main() -> None:
         with socket.socket() as listener:

@@ -79,7 +79,10 @@ class Heard:
 class Raw(asyncio.Protocol):
     """A side that says what the test wants, byte for byte, and keeps what it hears."""
 
+    all: list[Raw] = []  # of this test
+
     def __init__(self) -> None:
+        Raw.all.append(self)
         self.heard = bytearray()
         self.lost = False
         self.half = False  # the other side shut its sending half, or closed

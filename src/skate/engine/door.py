@@ -16,8 +16,8 @@ from collections.abc import Callable
 from skate.core.errors import WireError
 from skate.engine.messages import ANSWER_MAX_BYTES, ASK_MAX_BYTES, Answer, Ask, Ended, FrameReader, frame, read_ask
 
-CONNECTIONS_MAX = 16
-BACKLOG = 16
+CONNECTIONS_MAX = 256  # when a controller dies, every process of the instance knocks to hear whether we live
+BACKLOG = 1024
 READ_BYTES = 256 * 1024
 UNSENT_MAX_BYTES = 2 * ANSWER_MAX_BYTES
 

@@ -84,9 +84,11 @@ def running_pid(path: str) -> int | None:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             probe.connect(os.path.join(path, ENGINE_SOCKET))
-        return _read_pid(path)
+    except (BlockingIOError, TimeoutError):
+        pass  # somebody listens, and more wait than it has got round to: a busy supervisor, not a dead one
     except OSError:
         return None
+    return _read_pid(path)
 
 
 def write_pid(path: str) -> None:

@@ -468,7 +468,10 @@ class Session(Framed):
             self._mark.close()
             self._mark = None
         for exchange in list(self.exchanges.values()):
-            exchange.cancelled("the process that made the call is gone", "caller_lost")
+            try:
+                exchange.cancelled("the process that made the call is gone", "caller_lost")
+            except Exception:  # what one owner does wrong must not cost the others their end, and us our slots
+                logger.exception("request %s failed to hear that its caller is gone", exchange.head.request_id)
         if self.listener.on_session_lost is not None:
             self.listener.on_session_lost(self)
 
