@@ -13,6 +13,7 @@ from skate.core.specs import (
     Counts,
     DeploymentStatus,
     LedgerReport,
+    LoopBlocking,
     ReplicaStatus,
     ServeStatus,
 )
@@ -61,3 +62,14 @@ def test_replicas_by_phase() -> None:
     where = (("app", "a"), ("deployment", "A"))
     assert found["skate_replicas", (*where, ("phase", "ready"))] == 2
     assert found["skate_replicas", (*where, ("phase", "failed"))] == 0
+
+
+def test_blocked_loops_by_place() -> None:
+    blocked = LoopBlocking("Model.slow (app.py:12)", 3, 1.5)
+    replica = ReplicaStatus("a/A#1", "ready", 1, 0.0, loop_blocked=(blocked,))
+    deployment = DeploymentStatus("A", "HEALTHY", "", 1, (replica,))
+    status = ServeStatus(applications={"a": ApplicationStatus("a", "RUNNING", "", None, 0.0, {"A": deployment})})
+    where = (("app", "a"), ("deployment", "A"), ("replica", "a/A#1"), ("place", "Model.slow (app.py:12)"))
+    found = read(status)
+    assert found["skate_loop_blocked_total", where] == 3
+    assert found["skate_loop_blocked_seconds_total", where] == 1.5

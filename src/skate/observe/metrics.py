@@ -36,6 +36,7 @@ def families(status: ServeStatus) -> Iterator[Family]:
     """The metrics; whoever adds one adds it here."""
     yield from of_calls(status.calls_by_deployment)
     yield of_replicas(status)
+    yield from of_loops(status)
 
 
 def of_calls(counts: Counts) -> Iterator[Family]:
@@ -77,6 +78,29 @@ def of_replicas(status: ServeStatus) -> Family:
                 for phase in get_args(ReplicaPhase)
             ]
     return Family("skate_replicas", "gauge", "Replicas, by phase.", samples)
+
+
+def of_loops(status: ServeStatus) -> Iterator[Family]:
+    """What has kept the loops of replicas from turning, by place in the code; a replica's count goes with it."""
+    found = [
+        ({"app": app.name, "deployment": deployment.name, "replica": replica.id, "place": blocked.place}, blocked)
+        for app in status.applications.values()
+        for deployment in app.deployments.values()
+        for replica in deployment.replicas
+        for blocked in replica.loop_blocked
+    ]
+    yield Family(
+        "skate_loop_blocked_total",
+        "counter",
+        "Times that code kept a replica's event loop from turning for longer than loop_block_warning_s.",
+        [(labels, blocked.episodes) for labels, blocked in found],
+    )
+    yield Family(
+        "skate_loop_blocked_seconds_total",
+        "counter",
+        "Seconds that code kept a replica's event loop from turning, in those times.",
+        [(labels, blocked.seconds) for labels, blocked in found],
+    )
 
 
 def labels_of(key: str) -> dict[str, str]:
