@@ -137,9 +137,11 @@ def test_a_feed_runs_only_a_little_ahead_and_stops_when_nobody_reads() -> None:
     async def scenario(threads: Threads) -> None:
         feed = Feed(threads, numbers(), lambda n: n)
         assert await feed.__anext__() == 0
-        await until(lambda: len(made) == FEED_ITEMS_MAX + 2)
+        await until(lambda: len(feed._made) == FEED_ITEMS_MAX)
         await asyncio.sleep(0.01)
-        assert len(made) == FEED_ITEMS_MAX + 2
+        assert FEED_ITEMS_MAX + 2 <= len(made) <= 2 * FEED_ITEMS_MAX + 1
+        ahead = len(made)
+        assert [await feed.__anext__() for _ in range(ahead)] == list(range(1, ahead + 1))
         await feed.aclose()
         assert closed.is_set()
         assert await threads.run(lambda: "free") == "free"
