@@ -38,6 +38,8 @@ INNER_FLOORS: dict[str, Floors] = {
     "dataplane": (
         ("wire",),
         ("routing",),
+        ("shared",),
+        ("payload",),
         ("transport",),
         ("router link call uplink ledger policy endings",),
         ("caller",),

@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context, ContextVar
 from functools import cached_property
 from hashlib import sha256
@@ -37,6 +37,7 @@ from skate.core.errors import CodeError, ImportPathError
 from skate.core.specs import CodeRef
 
 PROTOCOL = 5
+BUFFER_MIN = 16 * 1024  # bytes of a buffer that is taken out of the pickle, where somebody takes it
 _SCRIPTS = ("__main__", "__mp_main__")
 _REMADE: dict[type, Callable[[], Any]] = {
     type(threading.Lock()): threading.Lock,
@@ -50,39 +51,56 @@ Reduced = tuple[Any, ...]
 # -- values -----------------------------------------------------------------------------------------
 
 
-def dumps(value: Any) -> bytes:
-    """Pickle a value for another process. Raises ``CodeError`` when it cannot travel."""
+class Buffers(list[pickle.PickleBuffer]):
+    """Takes the large buffers of a value out of its pickle; those below ``BUFFER_MIN`` bytes stay in it."""
+
+    __slots__ = ()
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes < BUFFER_MIN:
+            return True
+        self.append(buffer)
+        return False
+
+
+def dumps(value: Any, buffers: Buffers | None = None) -> bytes:
+    """Pickle a value for another process; with ``buffers``, its large ones go there and not into the pickle.
+
+    Raises ``CodeError`` when it cannot travel.
+    """
     try:
-        data = pickle.dumps(value, PROTOCOL)
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers)
     except Exception:
-        return _dumps_by_value(value)
+        return _dumps_by_value(value, buffers)
     if b"__main__" in data or cloud._PICKLE_BY_VALUE_MODULES:
-        return _dumps_by_value(value)
+        return _dumps_by_value(value, buffers)
     return data
 
 
-def loads(data: bytes | bytearray | memoryview) -> Any:
+def loads(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:
     """Rebuild what ``dumps`` wrote. Raises ``CodeError`` when its classes cannot be found or rebuilt here."""
     try:
-        return pickle.loads(data)
+        return pickle.loads(data, buffers=buffers)
     except Exception as error:
         raise CodeError(f"a value from another process cannot be rebuilt in this one: {_said(error)}") from error
 
 
-def _dumps_by_value(value: Any) -> bytes:
+def _dumps_by_value(value: Any, buffers: Buffers | None = None) -> bytes:
     try:
-        return _dump(_ValuePickler, value)
+        return _dump(_ValuePickler, value, buffers)
     except Exception as first:
         try:  # functions, too, as packages of their own: what their code refers to may be made anew
-            return _dump(_FunctionValuePickler, value)
+            return _dump(_FunctionValuePickler, value, buffers)
         except Exception:
             kind = type(value).__name__
             raise CodeError(f"a value of type {kind} cannot be sent to another process: {_said(first)}") from first
 
 
-def _dump(pickler: type[cloudpickle.Pickler], value: Any) -> bytes:
+def _dump(pickler: type[cloudpickle.Pickler], value: Any, buffers: Buffers | None = None) -> bytes:
+    if buffers is not None:
+        buffers.clear()  # of an attempt before this one
     with io.BytesIO() as file:
-        pickler(file, protocol=PROTOCOL).dump(value)
+        pickler(file, protocol=PROTOCOL, buffer_callback=buffers).dump(value)
         return file.getvalue()
 
 

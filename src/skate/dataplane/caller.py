@@ -20,6 +20,7 @@ from skate.core.clock import Clock, SystemClock
 from skate.core.errors import NotRunningError
 from skate.dataplane.endings import instance_gone
 from skate.dataplane.router import Router
+from skate.dataplane.shared.pool import tend
 from skate.dataplane.uplink import Uplink, may_live
 
 T = TypeVar("T")
@@ -187,7 +188,9 @@ async def make(address: str, name: str, clock: Clock) -> Caller:
     router = Router(name, clock)
     uplink = Uplink(address, name, router, clock)
     uplink.start()
-    return Caller(asyncio.get_running_loop(), router, uplink, address)
+    caller = Caller(asyncio.get_running_loop(), router, uplink, address)
+    caller.spawn(tend(clock))
+    return caller
 
 
 def stop() -> None:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
-from skate.authoring.code import dumps, loads
 from skate.core import context
 from skate.core.errors import (
     CallTimeoutError,
@@ -26,9 +25,11 @@ from skate.dataplane import caller as callers
 from skate.dataplane.call import Call
 from skate.dataplane.call_options import PLAIN_CALL, CallOptions, read_call_options
 from skate.dataplane.caller import Caller
-from skate.dataplane.pending import Pending, Resolving, unsendable, wake_on, waker
+from skate.dataplane.payload import Passed, dumps, loads
+from skate.dataplane.pending import Pending, Resolving, arrived, unsendable, wake_on, waker
 from skate.dataplane.stream import ResponseStream, StreamCall
 from skate.dataplane.wire.head import PYTHON, CallHead
+from skate.dataplane.wire.parts import IN_PARTS
 
 R = TypeVar("R")
 if TYPE_CHECKING:  # a bare DeploymentHandle or Response is one of Any, under --strict too
@@ -45,18 +46,6 @@ _resolvers: dict[type, Resolver] = {}  # arguments of these types are replaced b
 _NO_ARGUMENTS = dumps(((), {}))
 
 
-class _Forwarded:
-    """A value that is passed on as it came: the callee unpickles it, the caller never does."""
-
-    __slots__ = ("raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-
-    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
-        return loads, (self.raw,)
-
-
 class _UnaryCall(Call):
     """The record of a call with one answer."""
 
@@ -68,7 +57,7 @@ class _UnaryCall(Call):
         self.raw = b""
 
     def on_chunk(self, data: bytes) -> None:
-        self.raw = data
+        self.raw = data if data[:1] != IN_PARTS else arrived(self, data)
 
     def on_end(self, error: BaseException | None) -> None:
         raw, self.raw = self.raw, b""
@@ -151,7 +140,7 @@ class Response(Pending, Generic[R_co]):
         if self._error is not None:
             self._raise()
         raw = self._raw
-        return self._value if raw is None else _Forwarded(raw)
+        return self._value if raw is None else Passed(raw)
 
     def __iter__(self) -> NoReturn:
         raise StreamMismatchError("this call has one answer: await it, or call with handle.options(stream=True)")
@@ -240,10 +229,10 @@ class DeploymentHandle(Generic[T_co]):
         answer._on_loop(self._submit, answer, under, body)
         return answer
 
-    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any], passed: Sequence[Passed] = ()) -> bytes:
         """The arguments as they travel. Raises CodeError that names the one that cannot."""
         try:
-            return dumps((args, kwargs))
+            return dumps((args, kwargs), passed=passed)
         except CodeError as error:
             raise unsendable(self._app, self._deployment, self._method, args, kwargs) or error from error.__cause__
 
@@ -296,7 +285,8 @@ class DeploymentHandle(Generic[T_co]):
             async with asyncio.timeout(left) as limit:
                 values = tuple([await _resolved(value) for value in args])
                 named = {name: await _resolved(value) for name, value in kwargs.items()}
-            self._submit(answer, under, self._packed(values, named), deadline)
+            passed = [value for value in (*values, *named.values()) if isinstance(value, Passed)]
+            self._submit(answer, under, self._packed(values, named, passed), deadline)
         except asyncio.CancelledError:
             if not answer._done:
                 text = f"request {answer.request_id} was cancelled while its arguments were awaited"

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from skate.authoring.code import dumps
-from skate.core.errors import CallTimeoutError, CancelCause, CodeError, RequestCancelledError
+from skate.core.errors import CallTimeoutError, CancelCause, CodeError, RequestCancelledError, SkateError
+from skate.dataplane.ledger import Outcome
+from skate.dataplane.payload import receive
 from skate.dataplane.transport.failure import rebuild
 
 if TYPE_CHECKING:
@@ -119,6 +121,16 @@ class Resolving:
                 answer._failed(RequestCancelledError(f"{what} was cancelled: {reason}", cause))
         if self._task is not None:
             self._task.cancel(reason)
+
+
+def arrived(call: Call, data: bytes) -> bytes:
+    """A payload in parts that came for a call, with its memory held; where that is gone, the call ends with it."""
+    link = call.link
+    try:
+        return receive(data, link.peer.peer_pid if link is not None and link.peer is not None else 0)
+    except SkateError as error:
+        call.drop(Outcome.LOST, error, "its answer could not be fetched", "cancelled")
+        return b""
 
 
 def waker(waiter: asyncio.Future[None]) -> Callable[[], object]:

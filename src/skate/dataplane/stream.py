@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from skate.authoring.code import loads
 from skate.core.errors import CodeError, ResultInLoopError, StreamMismatchError
 from skate.dataplane.call import Call
 from skate.dataplane.caller import Caller
-from skate.dataplane.pending import Pending, wake_on, waker
+from skate.dataplane.payload import loads, size_of
+from skate.dataplane.pending import Pending, arrived, wake_on, waker
 from skate.dataplane.wire.head import CallHead
 from skate.dataplane.wire.items import Segment, split_segments
+from skate.dataplane.wire.parts import IN_PARTS
 
 if TYPE_CHECKING:  # a bare ResponseStream is one of Any, under --strict too
     from typing_extensions import TypeVar as _TypeVar
@@ -45,6 +46,10 @@ class StreamCall(Call):
     def on_chunk(self, data: bytes) -> None:
         response = self.response()
         if response is not None:
+            if data[:1] == IN_PARTS:
+                data = arrived(self, data)
+                if self.outcome is not None:
+                    return
             response._arrived((data, False))
 
     def on_items(self, data: bytes) -> None:
@@ -213,7 +218,7 @@ class ResponseStream(Pending, Generic[R_co]):
         """The oldest frame; gives the callee credit for it (on the router's loop)."""
         frame = self._frames.popleft()
         if self._call is not None:
-            self._call.consumed(len(frame[0]))
+            self._call.consumed(size_of(frame[0]))
         return frame
 
     def _fetch(self, wake: Callable[[], object]) -> None:

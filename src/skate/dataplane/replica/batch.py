@@ -73,7 +73,7 @@ class Items:
 
     def add_encoded(self, data: bytes) -> bytes | None:
         """The same for an item that is encoded already."""
-        if len(data) > BATCH_MAX:
+        if len(data) > BATCH_MAX or type(data) is not bytes:  # one that refers to memory must be seen when it arrives
             return data
         if self._run:
             self._close_run()

@@ -18,7 +18,6 @@ from typing import Any
 
 from starlette.responses import Response
 
-from skate.authoring import code
 from skate.core import context
 from skate.core.clock import Clock
 from skate.core.errors import (
@@ -30,6 +29,7 @@ from skate.core.errors import (
     SkateError,
     StreamMismatchError,
 )
+from skate.dataplane.payload import Lent, dumps, loads, receive
 from skate.dataplane.replica import asgi
 from skate.dataplane.replica.answer import is_stream, render, stream_chunk, stream_head
 from skate.dataplane.replica.batch import Items, Pieces
@@ -40,6 +40,7 @@ from skate.dataplane.replica.threads import Feed, Threads
 from skate.dataplane.stream import ResponseStream
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, decode_http
+from skate.dataplane.wire.parts import IN_PARTS
 
 logger = logging.getLogger("skate.replica")
 
@@ -79,6 +80,10 @@ class Invoker:
             if done is not None:
                 done()
             return
+        if exchange.body[:1] == IN_PARTS and exchange.head.kind == PYTHON and not self._fetch(exchange):
+            if done is not None:
+                done()
+            return
         exchange.begin()
         invocation = Invocation(self, exchange, done)
         self._running.add(invocation)
@@ -87,6 +92,15 @@ class Invoker:
             told()
         exchange.on_cancel = invocation.cancel
         invocation.task = self.loop.create_task(invocation.run(), context=self._context.copy())
+
+    def _fetch(self, exchange: Exchange) -> bool:
+        """Holds the memory that the arguments lie in, before the caller hears that the call has started."""
+        try:
+            exchange.body = receive(exchange.body, exchange.session.peer_pid)
+        except SkateError as error:
+            exchange.fail(error)
+            return False
+        return True
 
     def ended(self, invocation: Invocation) -> None:
         """An invocation is over (called by itself)."""
@@ -272,7 +286,7 @@ class Invocation:
             self.exchange.reply(packed)
         else:
             self._reject_stream(method, value)
-            self.exchange.reply(code.dumps(value))
+            self.exchange.reply(self._packed(value))
 
     def _work(self, method: Method, payload: bytes) -> tuple[Any, bytes | None]:
         """A ``def`` method, on its thread: the value, and its pickle if that is what is wanted."""
@@ -282,7 +296,13 @@ class Invocation:
         if self.exchange.head.stream or _is_awaitable(value):
             return value, None
         self._reject_stream(method, value)
-        return None, code.dumps(value)
+        return None, self._packed(value)
+
+    def _packed(self, value: Any) -> bytes:
+        """A result or an item as it travels to this caller."""
+        exchange = self.exchange
+        data = dumps(value, share=exchange.session.wire.shares and not exchange.ended)
+        return data.on_wire(shares=True) if isinstance(data, Lent) else data
 
     async def _rest(self) -> bytes:
         """The whole input of a call that came in pieces."""
@@ -301,7 +321,7 @@ class Invocation:
         if type(value) is ResponseStream and value.is_untouched:
             await out.pass_on(value)
         else:
-            items = Items(code.dumps)
+            items = Items(self._packed)
             on_loop = hasattr(type(value), "__anext__")
             stream = value if on_loop else Feed(self.invoker.threads, value, items.prepare)
             async with closing(stream):
@@ -428,7 +448,7 @@ _RUNNERS = {PYTHON: Invocation._run_python, HTTP: Invocation._run_http, WEBSOCKE
 
 
 def _arguments(method: Method, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = code.loads(payload) if payload else ((), {})
+    args, kwargs = loads(payload) if payload else ((), {})
     if method.wants_request and not args and not kwargs:
         return (Request.empty(),), {}
     return args, kwargs

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from skate.core.clock import Clock
+from skate.dataplane.payload import relayed
 from skate.dataplane.replica.batch import BATCH_MAX
 from skate.dataplane.stream import ResponseStream
 from skate.dataplane.transport.exchange import Exchange, Gathering
@@ -78,6 +79,8 @@ class Outflow:
                 if self._call.cancel_reason is not None:
                     self._stop()
                 data, many = frame
+                if type(data) is not bytes:
+                    data = relayed(data, exchange.session.wire.shares)
                 await (exchange.send_items(data) if many else exchange.send(data))
                 if self._clock.now() >= self._next_turn:
                     await self.turn()

@@ -38,6 +38,7 @@ from skate.dataplane.replica.lifespan import Lifespan
 from skate.dataplane.replica.slots import PARKED, REFUSED, Slots
 from skate.dataplane.replica.views import build_asgi
 from skate.dataplane.replica.watchdog import Watchdog
+from skate.dataplane.shared.pool import fetched
 from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.transport.failure import described
 from skate.dataplane.transport.peers import Listener, listen
@@ -47,6 +48,7 @@ from skate.engine.base import Life
 logger = logging.getLogger("skate.replica")
 
 DESTRUCTOR_S = 3.0  # for the user's __del__ and the ASGI shutdown hooks, beside the grace for requests
+FETCH_S = 5.0  # within the grace, for callers to fetch answers that lie in this process's memory
 LINGER_S = 0.05  # for last frames to leave before the process ends
 
 
@@ -179,6 +181,7 @@ class Worker:
         try:
             async with asyncio.timeout(grace_s):
                 await self.idle.wait()
+                await fetched(self.life.clock, FETCH_S)
         except TimeoutError:
             logger.warning(
                 "replica %s ends with %d requests unfinished after %s s of grace",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from skate.core.errors import CancelCause, WireError
+from skate.dataplane.payload import size_of
 from skate.dataplane.transport.failure import encode_failure
 from skate.dataplane.transport.framed import Framed
 from skate.dataplane.transport.mark import attached, note
@@ -49,6 +50,7 @@ from skate.dataplane.wire.head import CallHead, ReplyHead, decode_call, encode_h
 logger = logging.getLogger("skate.wire")
 
 PIECE_MAX = 128 * 1024  # bytes of a body that go at once: more would wait at a slow reader, beyond its credit
+SPLIT_MIN = 128 * 1024  # bytes of a body that goes without the head: cutting it off costs a copy
 LOAD_MAX = 0xFFFF  # what the field of a frame can say
 HELLO_S = 10.0  # for the other side's hello: who says nothing keeps no descriptor here
 HOLD_MAX = 64 * 1024 * 1024  # bytes of answers that a caller has not read, above which no more of its calls are read
@@ -149,16 +151,27 @@ class Exchange:
             self._finish()
 
     def reply_http(self, head: ReplyHead, data: bytes) -> None:
-        """The one and only answer, with its HTTP head."""
-        if not self.ended:
-            session = self.session
-            body = join_head(encode_head(head), data)
-            session.write_frame(CHUNK, self.id, LAST | HEADED, session.load(), body, len(session.exchanges) == 1)
-            self._finish()
+        """The one and only answer, with its HTTP head; a large one in two frames, so that its body is not copied."""
+        if self.ended:
+            return
+        session = self.session
+        if len(data) < SPLIT_MIN:
+            body, flags = join_head(encode_head(head), data), LAST | HEADED
+        else:
+            if not any(name.lower() == b"content-length" for name, _ in head.headers):
+                head = ReplyHead(head.status, [*head.headers, (b"content-length", b"%d" % len(data))])
+            session.write_frame(CHUNK, self.id, HEADED, session.load(), join_head(encode_head(head), b""))
+            body, flags = data, LAST
+        session.write_frame(CHUNK, self.id, flags, session.load(), body, len(session.exchanges) == 1)
+        self._finish()
 
     async def start_http(self, head: ReplyHead, data: bytes = b"") -> None:
         """The HTTP head of an answer that goes on with ``send`` and ``end``."""
-        await self._chunk(join_head(encode_head(head), data), HEADED)
+        if len(data) < SPLIT_MIN:
+            await self._chunk(join_head(encode_head(head), data), HEADED)
+        else:
+            await self._chunk(join_head(encode_head(head), b""), HEADED)
+            await self._chunk(data, 0)
 
     async def send(self, data: bytes) -> None:
         """One chunk of the answer; waits while the caller has given no credit."""
@@ -185,7 +198,7 @@ class Exchange:
         self.pack()
         if not session.wire.may_send(self.id) or session.is_stuck:
             return False
-        session.wire.spend(self.id, len(data))
+        session.wire.spend(self.id, len(data) if type(data) is bytes else size_of(data))
         session.write_frame(CHUNK, self.id, 0, session.load(), data)
         return True
 
@@ -198,7 +211,7 @@ class Exchange:
                 await session.drained()
             else:
                 self.pack()
-                session.wire.spend(self.id, len(data))
+                session.wire.spend(self.id, size_of(data))
                 session.write_frame(CHUNK, self.id, flags, session.load(), data)
                 return
 

@@ -12,8 +12,10 @@ import os
 import socket
 
 from skate.core.errors import WireError
+from skate.dataplane.shared.neighbour import neighbour, probe
+from skate.dataplane.shared.segment import reachable
 from skate.dataplane.wire.connection import Connection, Role
-from skate.dataplane.wire.frames import HEADER, HEADER_SIZE, Frame, header
+from skate.dataplane.wire.frames import HEADER, HEADER_SIZE, SHARES, Frame, header, join_head, pack
 
 logger = logging.getLogger("skate.wire")
 
@@ -34,6 +36,7 @@ class Framed(asyncio.Protocol):
         self.name = name
         self.transport: asyncio.Transport | None = None
         self.closed = False
+        self.peer_pid = 0  # of the process at the other end, where its memory can be opened here
         self.greeted: asyncio.Future[None] = self.loop.create_future()
         self._out: list[bytes | memoryview] = []
         self._flushing = False
@@ -49,7 +52,8 @@ class Framed(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH)  # type: ignore[union-attr]
         raw = transport.get_extra_info("socket")
         self._fd = -1 if raw is None else raw.fileno()
-        self.write(self.hello(raw))
+        if self.wire.role == "caller":
+            self.write(self.hello(raw))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -58,6 +62,7 @@ class Framed(asyncio.Protocol):
             self.abort(error)
             return
         if self.wire.peer_name is not None and not self.greeted.done():
+            self._greet()
             self.greeted.set_result(None)
             self.on_greeted()
         if frames:
@@ -65,6 +70,19 @@ class Framed(asyncio.Protocol):
                 self.on_frames(frames)
             except WireError as error:
                 self.abort(error)
+
+    def _greet(self) -> None:
+        """Answers the other side's hello: with ours, and with whether its memory can be opened here.
+
+        In this order, so that a caller knows both before its first call.
+        """
+        raw = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if self.wire.role == "callee":
+            self.write(self.hello(raw))
+        hello, pid = self.wire.peer_hello, neighbour(raw)
+        if pid and hello is not None and hello.probe is not None and reachable(pid, hello.probe):
+            self.peer_pid = pid
+            self.write(pack(SHARES, 0, 0, 0, b""))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.closed and self.transport is None:
@@ -110,7 +128,7 @@ class Framed(asyncio.Protocol):
 
     def hello(self, raw: socket.socket | None) -> bytes:
         """The first frame; ``raw`` is the socket below, if there is one."""
-        return self.wire.hello(self.name)
+        return self.wire.hello(self.name, probe=probe(raw))
 
     def on_greeted(self) -> None:
         """The other side said hello."""
@@ -142,6 +160,15 @@ class Framed(asyncio.Protocol):
         if alone:
             self.flush()
         else:
+            self._plan_flush()
+
+    def write_headed(self, kind: int, call: int, flags: int, head: bytes, body: bytes, alone: bool = False) -> None:
+        """Gathers one frame flagged HEADED; a large body is not copied."""
+        if len(body) <= COPY_MAX:
+            self.write_frame(kind, call, flags, 0, join_head(head, body), alone)
+        elif not self.closed:
+            front = join_head(head, b"")
+            self._out += (header(kind, call, flags, 0, len(front) + len(body)) + front, body)
             self._plan_flush()
 
     def _plan_flush(self) -> None:

@@ -25,6 +25,8 @@ from skate.core.errors import (
     SkateError,
     WireError,
 )
+from skate.dataplane.payload import Lent
+from skate.dataplane.shared.neighbour import probe
 from skate.dataplane.transport.exchange import Acceptor, Listening
 from skate.dataplane.transport.failure import decode_failure
 from skate.dataplane.transport.framed import Framed
@@ -36,6 +38,7 @@ from skate.dataplane.wire.frames import (
     CREDIT,
     ERROR,
     FRAME_MAX,
+    HEAD_LENGTH_SIZE,
     HEADED,
     LAST,
     MANY,
@@ -46,7 +49,6 @@ from skate.dataplane.wire.frames import (
     RETURNED,
     STARTED,
     Frame,
-    join_head,
     pack,
     pack_cancel,
     pack_count,
@@ -90,26 +92,28 @@ class Peer(Framed):
 
     def hello(self, raw: socket.socket | None) -> bytes:
         self.mark = offered(raw)
-        return self.wire.hello(self.name, os.getpid(), -1 if self.mark is None else self.mark.fd)
+        return self.wire.hello(self.name, os.getpid(), -1 if self.mark is None else self.mark.fd, probe(raw))
 
     # -- calls ----------------------------------------------------------------------------------
 
     def open(self, sink: CallSink, head: bytes, body: bytes, complete: bool, how: int = 0) -> int:
         """Sends a call; what comes back goes to ``sink``. The id is valid on this connection only.
 
-        ``how``: the flags GRANTED, AHEAD, ASKS.
+        ``how``: the flags GRANTED, AHEAD, ASKS. A ``Lent`` body is to be kept by the caller until the call has started.
         Raises PayloadTooLargeError, WireError when too many calls are open; nothing was sent then.
         """
-        data = join_head(head, body)
-        if len(data) > FRAME_MAX:
+        if isinstance(body, Lent):
+            body = body.on_wire(self.wire.shares)
+        size = HEAD_LENGTH_SIZE + len(head) + len(body)
+        if size > FRAME_MAX:
             raise PayloadTooLargeError(
-                f"a call of {len(data)} bytes is above the limit of {FRAME_MAX}: send less at once, "
+                f"a call of {size} bytes is above the limit of {FRAME_MAX}: send less at once, "
                 "or send where the data lies instead of the data"
             )
         call = self.wire.open(complete)
         self.sinks[call] = sink
         flags = how | HEADED | LAST if complete else how | HEADED
-        self.write_frame(CALL, call, flags, 0, data, len(self.sinks) == 1)
+        self.write_headed(CALL, call, flags, head, body, len(self.sinks) == 1)
         return call
 
     def has_started(self, call: int) -> bool:

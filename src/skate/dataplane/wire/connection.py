@@ -28,6 +28,7 @@ from skate.dataplane.wire.frames import (
     RECALL,
     REFUSED,
     RELEASE,
+    SHARES,
     STARTED,
     VERSION,
     Cutter,
@@ -38,6 +39,7 @@ from skate.dataplane.wire.frames import (
     unpack_ids,
 )
 from skate.dataplane.wire.head import Hello, decode_hello, encode_head
+from skate.dataplane.wire.parts import Extent
 
 WINDOW = 1 << 19  # bytes a sender may be ahead of the receiver's user, per call and direction; designs/0007
 CHUNK_COST = 64  # what a chunk counts beside its bytes, so that empty chunks are bounded too
@@ -63,8 +65,8 @@ TRANSITIONS: dict[tuple[Role, int, bool], dict[int, int]] = {
     ("callee", CREDIT, False): {BOTH: BOTH, OUTPUT: OUTPUT},
 }
 CONNECTION_FRAMES: dict[Role, frozenset[int]] = {
-    "caller": frozenset({STARTED, READY}),
-    "callee": frozenset({CALL, RECALL, RELEASE}),
+    "caller": frozenset({STARTED, READY, SHARES}),
+    "callee": frozenset({CALL, RECALL, RELEASE, SHARES}),
 }
 
 
@@ -93,12 +95,13 @@ class CallState:
 class Connection:
     """Feed it what arrived, ask it for the bytes of what you want to say."""
 
-    __slots__ = ("_cutter", "_last_call", "_opening", "calls", "peer_hello", "peer_name", "role")
+    __slots__ = ("_cutter", "_last_call", "_opening", "calls", "peer_hello", "peer_name", "role", "shares")
 
     def __init__(self, role: Role, frame_max: int = FRAME_MAX) -> None:
         self.role: Role = role
         self.peer_name: str | None = None  # set by the other side's hello
         self.peer_hello: Hello | None = None
+        self.shares = False  # the other side said that it can open our memory
         self.calls: dict[int, CallState] = {}
         self._opening = b""  # what came until the hello was whole
         self._cutter = Cutter(frame_max)
@@ -153,7 +156,7 @@ class Connection:
         kind, call, flags, _, body = frame
         if kind in CONNECTION_FRAMES[self.role]:
             self._check_connection_frame(kind, call, flags, body)
-            return True
+            return kind != SHARES  # a note for this table
         last = bool(flags & LAST) and kind == CHUNK
         moves = TRANSITIONS.get((self.role, kind, last))
         if moves is None:
@@ -188,14 +191,18 @@ class Connection:
             self.calls[call] = CallState(OUTPUT if flags & LAST else BOTH)
         elif kind == STARTED:
             unpack_ids(body)
+        elif kind == SHARES:
+            if body:
+                raise WireError("the word that memory is shared has no body")
+            self.shares = True
         elif kind != RECALL:
             unpack_count(body)
 
     # -- what we say ----------------------------------------------------------------------------
 
-    def hello(self, name: str, pid: int = 0, mark: int = -1) -> bytes:
-        """The frame that must go first; ``pid`` and ``mark``: see ``Hello``."""
-        return pack(HELLO, 0, 0, 0, encode_head(Hello(VERSION, name, pid, mark)))
+    def hello(self, name: str, pid: int = 0, mark: int = -1, probe: Extent | None = None) -> bytes:
+        """The frame that must go first; ``pid``, ``mark`` and ``probe``: see ``Hello``."""
+        return pack(HELLO, 0, 0, 0, encode_head(Hello(VERSION, name, pid, mark, probe)))
 
     def open(self, complete: bool) -> int:
         """The id of a new call whose input is complete or not. Raises WireError when too many are open."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from skate.core.errors import WireError
+from skate.dataplane.wire.parts import Extent
 
 PYTHON, HTTP, WEBSOCKET, CONTROL = 0, 1, 2, 3  # CallHead.kind
 
@@ -58,13 +59,15 @@ class Hello(msgspec.Struct, array_like=True):
     """The first frame in both directions: who is there and what it speaks.
 
     A caller on the same machine also names its process and a file of that process, in which the callee marks the calls
-    that it has started (``transport/mark.py``); -1: it has none.
+    that it has started (``transport/mark.py``); -1: it has none. Both may name a piece of memory (``probe``) for the
+    other side to try whether it can open it; if so, it says SHARES.
     """
 
     version: int
     name: str
     pid: int = 0
     mark: int = -1
+    probe: Extent | None = None
 
 
 _call_encoder = msgspec.msgpack.Encoder()
