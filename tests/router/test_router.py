@@ -220,6 +220,8 @@ def test_two_routers_share_a_replica_first_come_first_served_and_never_exceed_it
         theirs = [Noted(f"t{i}") for i in range(5)]
         for call in theirs:
             other.submit(call, b"")
+        (lane,) = other.lanes.values()
+        await until(lambda: all(link.peer for link in lane.links.values()))  # it has said that it is there
         for _ in range(len(mine) + len(theirs)):
             await until(lambda: replica.held)
             replica.answer()

@@ -285,3 +285,42 @@ def test_what_one_call_does_wrong_costs_no_other_its_answer(play: Play, caplog: 
 
     play(scene)
     assert "a bug of ours" in caplog.text
+
+
+def test_memory_is_shared_with_a_process_of_this_machine_only(play: Callable[[Scene], None], tmp_path: Path) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        sessions = []
+
+        def accept(exchange: Exchange) -> None:
+            sessions.append(exchange.session)
+            exchange.reply(b"")
+
+        listener, peer = await open(accept)
+        shared = listener.address.startswith("unix:")
+        assert peer.wire.shares == shared  # known before the first call
+        assert await peer.ask("x") == b""
+        assert sessions[0].wire.shares == shared
+        pid = os.getpid() if shared else 0
+        assert peer.peer_pid == sessions[0].peer_pid == pid
+
+    play(scene)
+
+
+@pytest.mark.parametrize("size", [1, 40_000, 300_000, 5_000_000])
+def test_large_bodies_arrive_whole(play: Callable[[Scene], None], size: int) -> None:
+    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+        body = bytes(range(251)) * (size // 251 + 1)
+
+        def accept(exchange: Exchange) -> None:
+            exchange.reply(b"<" + exchange.body + b">")
+
+        _, peer = await open(accept)
+        sinks = []
+        for _ in range(3):
+            sinks.append(Heard(peer))
+            sinks[-1].id = peer.open(sinks[-1], head(), body, True)
+        for heard in sinks:
+            assert await heard.end == "last"
+            assert heard.chunks == [b"<" + body + b">"] and type(heard.chunks[0]) is bytes
+
+    play(scene)

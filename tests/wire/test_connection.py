@@ -144,3 +144,12 @@ def test_call_ids_go_round_and_spare_those_that_are_open() -> None:
     assert callee.feed(f.pack(f.CANCEL, IDS - 1, 0, 0, b"")) == []  # late, and no more than that
     with pytest.raises(WireError, match="never opened"):
         callee.feed(f.pack(f.CANCEL, 4, 0, 0, b""))
+
+
+def test_each_side_may_say_that_it_can_open_the_others_memory() -> None:
+    caller, callee = pair()
+    for side in (caller, callee):
+        assert not side.shares
+        assert side.feed(f.pack(f.SHARES, 0, 0, 0, b"")) == [] and side.shares
+    with pytest.raises(WireError, match="no body"):
+        caller.feed(f.pack(f.SHARES, 0, 0, 0, b"x"))

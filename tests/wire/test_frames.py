@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 
 from skate.core.errors import WireError
 from skate.dataplane.wire.frames import (
+    AHEAD_MAX,
     CHUNK,
+    FILL_MIN,
+    FRAME_MAX,
     HEADER_SIZE,
     KINDS,
     Cutter,
@@ -46,6 +50,27 @@ def test_any_cut_gives_the_same_frames(sent: list[tuple[int, int, int, int, byte
     cutter = Cutter()
     got = [frame for piece in cut(b"".join(pack(*frame) for frame in sent), places) for frame in cutter.feed(piece)]
     assert got == sent
+
+
+@given(
+    st.lists(st.sampled_from([0, 5, 600, FILL_MIN - 1, FILL_MIN, FILL_MIN + 1, 3 * FILL_MIN]), max_size=6),
+    st.lists(st.integers(0, 3_000_000), max_size=12),
+)
+def test_any_cut_gives_the_same_large_frames(sizes: list[int], places: list[int]) -> None:
+    sent = [(CHUNK, n, 0, 0, bytes([n + 1]) * size) for n, size in enumerate(sizes)]
+    cutter = Cutter()
+    got = [frame for piece in cut(b"".join(pack(*frame) for frame in sent), places) for frame in cutter.feed(piece)]
+    assert got == sent and all(type(frame[4]) is bytes for frame in got)
+
+
+def test_what_is_announced_and_does_not_come_takes_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        cutter = Cutter()
+        cutter.feed(header(CHUNK, 1, 0, 0, FRAME_MAX) + b"x")
+        assert tracemalloc.get_traced_memory()[0] < AHEAD_MAX + 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))

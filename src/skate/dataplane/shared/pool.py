@@ -45,10 +45,15 @@ class Pool:
     def __init__(self, budget: int = BUDGET, lent_max: int = LENT_MAX) -> None:
         self.budget = budget
         self._lent_max = lent_max
-        self.forget()
+        self._begin()
 
     def forget(self) -> None:
-        """Forgets all segments without looking at them (in a child that was forked: they are the parent's)."""
+        """Begins anew, in a child that was forked: what is lent is its parent's."""
+        for segment in self._all():
+            segment.close()
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._sizes: dict[int, list[Segment]] = {}  # by size, the one that was lent last at the end
         self._spent = 0  # bytes of all segments

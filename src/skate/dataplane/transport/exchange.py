@@ -213,7 +213,7 @@ class Exchange:
                 await session.drained()
             else:
                 self.pack()
-                session.wire.spend(self.id, len(data) if type(data) is bytes else size_of(data))
+                session.wire.spend(self.id, size_of(data))
                 session.write_frame(CHUNK, self.id, flags, session.load(), data)
                 return
 
