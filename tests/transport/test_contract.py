@@ -287,7 +287,7 @@ def test_what_one_call_does_wrong_costs_no_other_its_answer(play: Play, caplog: 
     assert "a bug of ours" in caplog.text
 
 
-def test_memory_is_shared_with_a_process_of_this_machine_only(play: Callable[[Scene], None], tmp_path: Path) -> None:
+def test_memory_is_shared_with_a_process_of_this_machine_only(play: Play, tmp_path: Path) -> None:
     async def scene(open) -> None:  # type: ignore[no-untyped-def]
         sessions = []
 
@@ -307,7 +307,7 @@ def test_memory_is_shared_with_a_process_of_this_machine_only(play: Callable[[Sc
 
 
 @pytest.mark.parametrize("size", [1, 40_000, 300_000, 5_000_000])
-def test_large_bodies_arrive_whole(play: Callable[[Scene], None], size: int) -> None:
+def test_large_bodies_arrive_whole(play: Play, size: int) -> None:
     async def scene(open) -> None:  # type: ignore[no-untyped-def]
         body = bytes(range(251)) * (size // 251 + 1)
 
