@@ -285,7 +285,7 @@ class Course:
             steady = measured(one, self.result)
             found = growth(*steady) if steady is not None else None
             if found is not None and found.kb > found.bound_kb:
-                drift = f"{one.title}: private memory grew by {found.kb:.0f} kB, the bound is {found.bound_kb:.0f} kB"
+                drift = f"{one.title}: memory grew by {found.kb:.0f} kB, the bound is {found.bound_kb:.0f} kB"
                 self.result.drifts.append(drift)
 
 

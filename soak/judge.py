@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-# Growth of private memory over the measured time, in kB. An allocator keeps pages back for its own reasons (arenas of
-# 256 kB, a window of 1 MiB for a stream that was just read, a 4 MB array in flight); that noise stays as it is,
-# so one bound on the whole growth is sharper the longer the soak: 200 bytes lost a call are seen within two minutes.
+# Growth of a process's own memory over the measured time, in kB. An allocator keeps pages back for its own reasons
+# (arenas of 256 kB, the window of a stream that was just read, an array in flight); that noise stays as it is, so one
+# bound on the whole growth is sharper the longer the soak: 200 bytes lost with a call are seen within two minutes.
 GROWTH_KB = 2048.0
 GROWTH_NOISE = 4.0  # times the standard error of the fitted growth, where samples scatter more: one in 30,000 by chance
 SAMPLES_MIN = 20  # below, a slope says nothing

@@ -46,7 +46,11 @@ def text(result: Result) -> str:
         lines.append(f"{tally.name:36}{tally.made:>8}  {_times(tally.times)}  {ends}")
     beats = sum(spread.count for spread in result.pulse.values())
     lines.append(f"{'(pulse of the machine, no Skate)':36}{beats:>8}  {_times(result.pulse)}")
-    lines += ["", f"{'process':44}{'private MB: from, to':>22}{'growth kB':>12}{'bound':>8}{'files':>12}{'threads':>9}"]
+    lines += [
+        "",
+        f"{'process':44}{'memory MB: from, to':>20}{'shared, most':>14}{'growth kB':>11}{'bound':>7}"
+        f"{'files':>11}{'threads':>9}",
+    ]
     lines += [_process(one, result) for one in result.watched if len(one.at_s) > 1]
     lines += ["", "ledger: " + ", ".join(f"{name} {count}" for name, count in result.ledger.items()), ""]
     lines += result.remarks
@@ -65,17 +69,18 @@ def _times(times: dict[str, Spread]) -> str:
 def _process(one: Watched, result: Result) -> str:
     steady = measured(one, result)
     found = growth(*steady) if steady is not None else None
-    fit = f"{found.kb:>12.0f}{found.bound_kb:>8.0f}" if found is not None else f"{'-':>12}{'':>8}"
-    sizes = f"{one.private_kb[0] / 1024:.1f}, {one.private_kb[-1] / 1024:.1f}"
+    fit = f"{found.kb:>11.0f}{found.bound_kb:>7.0f}" if found is not None else f"{'-':>11}{'':>7}"
+    shared = f"{max(one.shared_kb, default=0) / 1024:.1f}"
+    sizes = f"{one.memory_kb[0] / 1024:.1f}, {one.memory_kb[-1] / 1024:.1f}"
     files = f"{min(one.files)}-{max(one.files)}"
-    return f"{one.title[:43]:44}{sizes:>22}{fit}{files:>12}{max(one.threads):>9}"
+    return f"{one.title[:43]:44}{sizes:>20}{shared:>14}{fit}{files:>11}{max(one.threads):>9}"
 
 
 def measured(one: Watched, result: Result) -> tuple[list[float], list[float]] | None:
     """Samples after the warm-up of a process that was there all the time; None if it was not."""
     if not one.at_s or one.at_s[0] > result.warm_s or one.at_s[-1] < result.seconds - 5:
         return None
-    pairs = [pair for pair in zip(one.at_s, one.private_kb, strict=True) if result.warm_s <= pair[0] <= result.seconds]
+    pairs = [pair for pair in zip(one.at_s, one.memory_kb, strict=True) if result.warm_s <= pair[0] <= result.seconds]
     return [at for at, _ in pairs], [kb for _, kb in pairs]
 
 
@@ -107,7 +112,8 @@ def as_json(result: Result, run: dict[str, Any]) -> bytes:
             {
                 "title": one.title,
                 "at_s": [round(at, 1) for at in one.at_s],
-                "private_kb": list(one.private_kb),
+                "memory_kb": list(one.memory_kb),
+                "shared_kb": list(one.shared_kb),
                 "files": list(one.files),
                 "threads": list(one.threads),
             }

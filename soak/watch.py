@@ -1,4 +1,4 @@
-"""What the processes of an instance hold, sampled from /proc: private memory, descriptors, threads; and its ledger.
+"""What the processes of an instance hold, sampled from /proc: memory, descriptors, threads; and its ledger.
 
 Law: what is kept of a sample is a few numbers, so that watching does not grow by itself what it watches.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 SHM = Path("/dev/shm")
+LENT = "/memfd:skate (deleted)"  # what the kernel calls a segment of shared memory for large values
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Watched:
     pid: int
     title: str
     at_s: array[float] = field(default_factory=lambda: array("d"))
-    private_kb: array[float] = field(default_factory=lambda: array("d"))
+    memory_kb: array[float] = field(default_factory=lambda: array("d"))
+    shared_kb: array[float] = field(default_factory=lambda: array("d"))
     files: array[int] = field(default_factory=lambda: array("l"))
     threads: array[int] = field(default_factory=lambda: array("l"))
 
@@ -43,18 +45,30 @@ def processes_of(session: int) -> dict[int, str]:
     return found
 
 
-def private_kb(pid: int) -> float:
-    """Memory that would be freed with the process. Raises OSError when it is gone."""
-    kb = 0
+def memory_kb(pid: int) -> tuple[float, float]:
+    """Memory of its own (heap, arenas, stacks: what is no file's), and its share of shared memory.
+
+    The latter is lent for large values, within a budget, and given back after a while: that is no growth.
+    Raises OSError when the process is gone.
+    """
+    sizes = {"Anonymous": 0.0, "Pss_Shmem": 0.0}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_"):
-            kb += int(line.split()[1])
-    return float(kb)
+        name, _, rest = line.partition(":")
+        if name in sizes:
+            sizes[name] = float(rest.split()[0])
+    return sizes["Anonymous"], sizes["Pss_Shmem"]
 
 
 def files_of(pid: int) -> int:
-    """Open descriptors. Raises OSError when the process is gone."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """Open descriptors, without those of lent memory, which is kept ready for a while. OSError: the process is gone."""
+    return sum(_link(f"/proc/{pid}/fd/{number}") != LENT for number in os.listdir(f"/proc/{pid}/fd"))
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def threads_of(pid: int) -> int:
@@ -76,13 +90,14 @@ class Watch:
             one = self.seen.setdefault(pid, Watched(pid, title))
             one.title = title
             try:
-                numbers = private_kb(pid), files_of(pid), threads_of(pid)
+                numbers = (*memory_kb(pid), files_of(pid), threads_of(pid))
             except OSError:
                 continue
             one.at_s.append(now_s)
-            one.private_kb.append(numbers[0])
-            one.files.append(numbers[1])
-            one.threads.append(numbers[2])
+            one.memory_kb.append(numbers[0])
+            one.shared_kb.append(numbers[1])
+            one.files.append(numbers[2])
+            one.threads.append(numbers[3])
 
     def idle(self) -> dict[int, int]:
         """Descriptors of each process, now that nothing is under way."""

@@ -108,7 +108,7 @@ def test_a_ledger_that_does_not_balance() -> None:
 def test_the_report_shows_everything() -> None:
     seen = tally(3, ok=3)
     process = Watched(1, "skate: proxy 0")
-    process.at_s, process.private_kb = (array("d", numbers) for numbers in samples(100, 1))
+    process.at_s, process.memory_kb = (array("d", numbers) for numbers in samples(100, 1))
     process.files, process.threads = array("l", [9] * 120), array("l", [2] * 120)
     result = Result(120.0, 20.0, [seen], [Kill("a/D#3", 10.0)], [process], {"accepted": 3}, 5, ["a fault"], ["a drift"])
     shown = text(result)
