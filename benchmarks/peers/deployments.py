@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.peers.program import WIDE
 
 HOMES = {
-    **dict.fromkeys(("hello", "http", "models", "fairness", "big"), "plain"),
+    **dict.fromkeys(("hello", "http", "models", "fairness", "big", "scale"), "plain"),
     **dict.fromkeys(("streams", "fastapi"), "composed"),
     "handles": "calls",
 }

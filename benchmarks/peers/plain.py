@@ -102,6 +102,11 @@ def hello(serve: Any, deployment: Deployment) -> Apps:
     return {"/hello": deployment(Hello).bind()}
 
 
+def scale(serve: Any, deployment: Deployment) -> Apps:
+    """The same, of which more and more replicas are asked for."""
+    return hello(serve, deployment)
+
+
 def http(serve: Any, deployment: Deployment) -> Apps:
     return {
         "/hello": deployment(Hello).bind(),

@@ -157,7 +157,7 @@ BIG = Group(
 SCALE = Group(
     "scale",
     "More replicas",
-    "hello",
+    "scale",
     (
         Work("one more replica", "scale", told={"counts": [2, 3, 4]}, only=SERVES, rounds_max=1),
         Work("20 replicas", "scale", told={"counts": [20]}, only=SERVES, rounds_max=1, long=True),
