@@ -88,7 +88,7 @@ def by_order(one: Running, work: Work) -> Values:
 def by_uneven(one: Running, work: Work) -> Values:
     """The same arrivals twice: at the deployment, and by turns at its four replicas, each with a queue of its own."""
     told = {"port": one.port, "rate": work.told["rate"], "seed": UNEVEN_SEED}
-    turns = [f"/turn{number}" for number in range(4)]
+    turns = [work.told["robin"]] if "robin" in work.told else [f"/turn{number}" for number in range(4)]
     own = client("offered", work.seconds, paths=[work.path], **told)
     robin = client("offered", work.seconds, paths=turns, **told)
     for seen in (own, robin):
