@@ -208,6 +208,7 @@ async def offered(
     await pool.open(connections)
     requests = [request_of(port, path) for path in paths]
     good: list[float] = []
+    received: list[float] = []
     refused: list[float] = []
     others: dict[str, int] = {}
     refusal: dict[str, str] = {}
@@ -225,6 +226,7 @@ async def offered(
         pool.give(connection)
         if answer is not None and answer.status == 200:
             good.append(answer.received - due)
+            received.append(answer.received)
         elif answer is not None and answer.status in (503, 429):
             refused.append(answer.received - due)
             refusal.update({name.decode(): value.decode() for name, value in answer.headers.items()})
@@ -244,7 +246,8 @@ async def offered(
     await asyncio.wait(tasks, timeout=PATIENCE_S)
     return {
         "offered/s": len(due) / seconds,
-        "good/s": len(good) / seconds,
+        "good/s": sum(at <= began + seconds for at in received) / seconds,  # not those that the queue still held
+        "answered": len(good),
         "refused/s": len(refused) / seconds,
         "late s": max(0.0, in_time - began - seconds),
         "unanswered": sum(not task.done() for task in tasks),

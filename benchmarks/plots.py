@@ -6,6 +6,7 @@ Law: it reads the file that the run wrote and nothing else; what a system could 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 OWN, OWN_COLOUR, LIMIT = "Skate", "#d1495b", "the limit"
 COLOURS = {
@@ -41,25 +43,30 @@ def colour(system: str) -> str:
     return OWN_COLOUR if system == OWN else COLOURS.get(system, "#999999")
 
 
-def bars(axes: Any, values: dict[str, float], title: str, unit: str) -> None:
-    """One bar for each system on a logarithmic scale, the best on top."""
+def dots(axes: Any, values: dict[str, float], title: str, unit: str) -> None:
+    """One dot for each system on a logarithmic scale (a bar would have no beginning there), the best on top."""
     falling = unit.split()[0] not in ("p50", "p99", "CPU", "s", "private", "ms")
     names = sorted(values, key=lambda name: values[name], reverse=not falling)
-    axes.barh(names, [values[name] for name in names], color=[colour(name) for name in names])
-    axes.set_xscale("log")
-    axes.set_title(f"{title}, {unit}", fontsize=10)
-    axes.tick_params(labelsize=8)
     for number, name in enumerate(names):
         value = values[name]
+        axes.plot(value, number, "o", color=colour(name), markersize=10 if name == OWN else 7)
         text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        axes.text(value, number, f" {text}", va="center", fontsize=8)
-    axes.margins(x=0.25)
+        axes.annotate(text, (value, number), (8, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_xscale("log")
+    least, most = min(values.values()), max(values.values())
+    axes.set_xlim(10 ** math.floor(math.log10(least)), 10 ** (math.log10(most) // 1 + 1.4))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.grid(alpha=0.3)
+    axes.set_title(f"{title}: {unit}", fontsize=10)
+    axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
 def panel(seen: Seen, cells: list[tuple[str, str, str, str]], columns: int) -> Any:
-    """A figure of bars; None if there is nothing to draw."""
+    """A figure of such; None if there is nothing to draw."""
     drawn = [
         (values, title, unit) for group, work, unit, title in cells if (values := medians(seen, group, work, unit))
     ]
@@ -70,7 +77,7 @@ def panel(seen: Seen, cells: list[tuple[str, str, str, str]], columns: int) -> A
     for place in axes.flat[len(drawn) :]:
         place.set_visible(False)
     for place, (values, title, unit) in zip(axes.flat, drawn, strict=False):
-        bars(place, values, title, unit)
+        dots(place, values, title, unit)
     figure.tight_layout()
     return figure
 

@@ -14,17 +14,25 @@ from typing import Any
 from benchmarks.peers.program import WIDE
 
 HOMES = {
-    **dict.fromkeys(("hello", "http", "models", "fairness", "big"), "plain"),
+    **dict.fromkeys(("hello", "http", "models", "fairness", "big", "scale"), "plain"),
     **dict.fromkeys(("streams", "fastapi"), "composed"),
     "handles": "calls",
 }
 CALL_MAX_S = 30.0  # beyond the time of a measurement
 
 
-def apps(name: str, serve: Any, extra: dict[str, Any]) -> dict[str | None, Any]:
-    """The bound applications of one group of work by route prefix; ``extra``: options for every deployment."""
+Options = dict[str, Any]
 
-    def deployment(cls: type, **options: Any) -> Any:
+
+def apps(name: str, serve: Any, extra: Options, robin: Options | None = None) -> dict[str | None, Any]:
+    """The bound applications of one group of work by route prefix. ``extra``: options for every deployment; ``robin``:
+    those that choose replicas by turns, None where the framework has none of its own."""
+
+    def deployment(cls: type, by_turns: bool = False, **options: Any) -> Any:
+        if by_turns:
+            if robin is None:
+                return None
+            options = {**options, **robin}
         given = {"max_ongoing_requests": WIDE, **options, **extra}
         if given["max_ongoing_requests"] is None:
             del given["max_ongoing_requests"]
@@ -36,19 +44,19 @@ def apps(name: str, serve: Any, extra: dict[str, Any]) -> dict[str | None, Any]:
 class Deploys:
     """What a program of this kind answers to its lines."""
 
-    def __init__(self, serve: Any, extra: dict[str, Any]) -> None:
-        self._serve, self._extra = serve, extra
+    def __init__(self, serve: Any, extra: Options, robin: Options | None = None) -> None:
+        self._serve, self._extra, self._robin = serve, extra, robin
         self._handles: dict[str, Any] = {}
 
     def deploy(self, app: str) -> None:
         """Returns when all of it is ready."""
-        for prefix, bound in apps(app, self._serve, self._extra).items():
+        for prefix, bound in apps(app, self._serve, self._extra, self._robin).items():
             name = (prefix or app).strip("/")
             self._handles[name] = self._serve.run(bound, name=name, route_prefix=prefix)
 
     def delete(self, app: str) -> None:
         """The counterpart."""
-        for prefix in apps(app, self._serve, self._extra):
+        for prefix in apps(app, self._serve, self._extra, self._robin):
             name = (prefix or app).strip("/")
             self._serve.delete(name)
             del self._handles[name]

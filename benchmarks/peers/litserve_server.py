@@ -84,7 +84,7 @@ class Stream(ls.LitAPI):
         for _ in range(CHUNKS):
             yield CHUNK.decode()
 
-    def encode_response(self, output: Any) -> Iterator[str]:
+    def encode_response(self, output: Any):  # LitServe would make the annotation a FastAPI response type
         yield from output
 
 

@@ -102,6 +102,11 @@ def hello(serve: Any, deployment: Deployment) -> Apps:
     return {"/hello": deployment(Hello).bind()}
 
 
+def scale(serve: Any, deployment: Deployment) -> Apps:
+    """The same, of which more and more replicas are asked for."""
+    return hello(serve, deployment)
+
+
 def http(serve: Any, deployment: Deployment) -> Apps:
     return {
         "/hello": deployment(Hello).bind(),
@@ -123,12 +128,14 @@ def fairness(serve: Any, deployment: Deployment) -> Apps:
 
     ``/full``: a queue of 40 in front of four.
     """
-    folder = tempfile.mkdtemp(prefix="skb-uneven-", dir=os.environ.get("BENCHMARK_FOLDER"))
+    folder = tempfile.mkdtemp(prefix="skb-uneven-")
     two = {"max_ongoing_requests": 2}
     found = {"/order": deployment(Order, num_replicas=REPLICAS, max_ongoing_requests=1).bind()}
     found["/uneven"] = deployment(Uneven, num_replicas=REPLICAS, **two).bind(folder, None)
     for number in range(REPLICAS):
         found[f"/turn{number}"] = deployment(Uneven, **two).bind(folder, number == 0)
+    if (by_turns := deployment(Uneven, by_turns=True, num_replicas=REPLICAS, **two)) is not None:
+        found["/robin"] = by_turns.bind(tempfile.mkdtemp(prefix="skb-uneven-"), None)
     full = {"max_ongoing_requests": 1, "max_queued_requests": 40, "backpressure_config": {"retry_after_s": 1}}
     found["/full"] = deployment(AsyncSleep, num_replicas=REPLICAS, **full).bind()
     return found

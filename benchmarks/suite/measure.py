@@ -14,7 +14,7 @@ from time import monotonic, sleep
 
 from benchmarks.processes import ProcessError
 from benchmarks.suite.methods import METHODS, start
-from benchmarks.suite.results import Results
+from benchmarks.suite.results import Results, processes_of
 from benchmarks.suite.running import Running, running
 from benchmarks.suite.systems import System
 from benchmarks.suite.works import Group, Work
@@ -162,7 +162,7 @@ def measure_starts(group: Group, folder: Path, systems: Sequence[System], rounds
                 with running(system, group.app, system.request(group.ready), folder) as one:
                     if number:
                         results.add(system.name, group.name, work.name, start(one))
-                        results.processes[system.name] = one.costs()
+                        results.processes[system.name] = processes_of(one.costs())
             except Exception as error:
                 say(f"  {system.name}: {error}")
                 results.fail(system.name, group.name, work.name, str(error))

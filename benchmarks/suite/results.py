@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from benchmarks.processes import Cost
 from benchmarks.stats import median
+from benchmarks.suite.systems import ROOT
 
 Rounds = tuple[float, ...]
+
+
+def impersonal(text: str) -> str:
+    """A text without the folders of this machine: results are published."""
+    for folder in (str(ROOT), sys.base_prefix, str(Path.home())):
+        text = text.replace(f"{folder}/", "")
+    return text
+
+
+def processes_of(costs: Sequence[Cost]) -> list[Cost]:
+    """The same, each with a title that says what it is: no folders, and a program without its interpreter."""
+    return [msgspec.structs.replace(cost, title=title(cost.title)) for cost in costs]
+
+
+def title(command: str) -> str:
+    """Of a command line; of what a process calls itself, that."""
+    words = [word.rpartition("/")[2] if word.startswith("/") else word for word in command.split()]
+    if words and words[0].startswith("python"):
+        words = [word for word in words[1:] if not word.startswith("-")] or words
+    elif words and command.startswith("/"):
+        words = words[:1]
+    return " ".join(words)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -38,7 +64,7 @@ class Results:
     def fail(self, system: str, group: str, work: str, reason: str) -> None:
         """Notes why something is missing, once."""
         if not self.failed(system, group, work):
-            self.failures.append(Failure(system, group, work, reason))
+            self.failures.append(Failure(system, group, work, impersonal(reason)))
 
     def failed(self, system: str, group: str, work: str) -> bool:
         """Whether this work, or its whole group, is missing."""

@@ -63,7 +63,7 @@ def document_of(size: int) -> bytes:
     return json.dumps({**head, "features": features}).encode()
 
 
-WHOLE = ("hello", "http", "models", "streams", "fastapi", "handles", "fairness", "big")
+WHOLE = ("hello", "http", "models", "streams", "fastapi", "handles", "fairness", "big", "scale")
 NO_WEBSOCKET = {"/ws/echo": "it has no WebSockets"}
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -76,6 +76,7 @@ HAPROXY = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{home}/haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "{home}/admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{home}/metrics.sock",
     "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{home}",
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{home}/server-state",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # only for who waits for the end of an application

@@ -10,7 +10,7 @@ from benchmarks.suite.results import Failure, Results
 from benchmarks.suite.works import GROUPS, Group
 
 BUSY_CORES, BUSY_MARK = 0.9, "°"
-REASON_MAX = 160
+REASON_MAX = 240
 HIDDEN = {"load cores"}
 
 Rows = list[list[str]]
@@ -23,7 +23,15 @@ def shown(value: float | None) -> str:
     if value != value:
         return "?"
     size = abs(value)
-    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if value else "0"
+    return (
+        f"{value:,.0f}"
+        if size >= 100
+        else f"{value:.1f}"
+        if size >= 10
+        else f"{value:.2f}"
+        if size >= 1
+        else f"{value:.3g}"
+    )
 
 
 def grid(headings: Sequence[str], rows: Rows) -> str:
@@ -53,7 +61,7 @@ def _goal_row(judged: Judged) -> list[str]:
     unit = "" if goal.unit == "x" else f" {goal.unit}"
     sign = {">=": "≥", "<=": "≤"}[goal.sense]
     factor = "x" if goal.unit == "x" else ""
-    limit = f"{sign} {shown(goal.limit)}{factor}{unit}".rstrip()
+    limit = f"{sign} {goal.limit:.3g}{factor}{unit}".rstrip()
     seen = "–" if judged.seen is None else f"{shown(judged.seen)}{factor}{unit}".rstrip()
     own = f"{shown(judged.own)} {goal.measure.split()[-1] if goal.than else ''}".rstrip() if goal.than else ""
     return [goal.text, own, shown(judged.other) if goal.than else "", goal.than, seen, limit, judged.verdict]
@@ -114,10 +122,14 @@ def _rows(group: Group, results: Results, systems: Sequence[str], measure: str) 
 
 def missing(failures: Sequence[Failure]) -> list[str]:
     """One line for each."""
-    lines = [
-        f"- {f.system}{f', {f.work}' if f.work else ''}: {' '.join(f.reason.split())[:REASON_MAX]}" for f in failures
-    ]
+    lines = [f"- {f.system}{f', {f.work}' if f.work else ''}: {reason(f.reason)}" for f in failures]
     return ["Not measured:\n\n" + "\n".join(lines)] if lines else []
+
+
+def reason(text: str) -> str:
+    """One line: of a long story its beginning and its end, which is where a traceback says what happened."""
+    words = " ".join(text.split())
+    return words if len(words) <= REASON_MAX else f"{words[: REASON_MAX // 3]} … {words[-REASON_MAX * 2 // 3 :]}"
 
 
 def processes_table(results: Results) -> str:

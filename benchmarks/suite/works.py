@@ -64,6 +64,7 @@ def _call(name: str, what: str, only: tuple[str, ...] = (), long: bool = False, 
 ORDER = "one at a time, 64 callers"
 UNEVEN_LIGHT, UNEVEN = (f"one of four ten times slower, {rate} requests/s" for rate in (72, 150))
 OVERLOAD = "twice the capacity is offered"
+ROBIN = {"rate": 150, "robin": "/robin"}  # beside Skate's own round robin, which passes over who has no room
 SLOW_READERS = "32 slow readers of 100 MB"
 
 START = Group("start", "Start", "hello", (Work("start", "start", rounds_max=3),), "/hello", False)
@@ -141,6 +142,7 @@ FAIRNESS = Group(
         # the slow replica can do 20/s: a round robin gives it 18 in the first, 38 in the second
         Work(UNEVEN_LIGHT, "uneven", "/uneven", seconds=4.0, told={"rate": 72}, rounds_max=2),
         Work(UNEVEN, "uneven", "/uneven", seconds=2.0, told={"rate": 150}, rounds_max=2),
+        Work(f"{UNEVEN}, its own router", "uneven", "/uneven", seconds=2.0, told=ROBIN, only=("Skate",), rounds_max=2),
         Work(OVERLOAD, "overload", "/full", seconds=2.0, rounds_max=2),
     ),
     "/full",
@@ -157,7 +159,7 @@ BIG = Group(
 SCALE = Group(
     "scale",
     "More replicas",
-    "hello",
+    "scale",
     (
         Work("one more replica", "scale", told={"counts": [2, 3, 4]}, only=SERVES, rounds_max=1),
         Work("20 replicas", "scale", told={"counts": [20]}, only=SERVES, rounds_max=1, long=True),

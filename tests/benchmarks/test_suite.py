@@ -12,8 +12,8 @@ from benchmarks.processes import Cost
 from benchmarks.suite import environments, tables
 from benchmarks.suite.goals import GOALS, OWN, Goal, Judged, judge
 from benchmarks.suite.methods import METHODS, spent
-from benchmarks.suite.results import Results
-from benchmarks.suite.systems import ALL, PEERS, SKATE, System, document_of
+from benchmarks.suite.results import Results, title
+from benchmarks.suite.systems import ALL, PEERS, ROOT, SKATE, System, document_of
 from benchmarks.suite.works import GROUPS, HTTP, START
 
 HELLO = HTTP.works[0].name
@@ -52,6 +52,26 @@ def test_a_failure_is_noted_once_and_one_of_a_group_counts_for_all_its_works() -
     assert [failure.reason for failure in results.failures] == ["it did not start", "too slow"]
     assert results.failed("Mosec", "http", "anything")
     assert not results.failed("BentoML", "http", "another")
+
+
+def test_what_is_published_names_no_folder() -> None:
+    results = Results()
+    results.fail("Mosec", "http", "", f'File "{ROOT}/benchmarks/x.py" of {Path.home()}/y')
+    assert results.failures[0].reason == 'File "benchmarks/x.py" of y'
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("/a/b/python -m benchmarks.peers.limit 80 hello", "benchmarks.peers.limit 80 hello"),
+        ("/a/python3.11 -u /c/monitor.py --logs-dir=/x", "monitor.py"),
+        ("skate: replica hello/Hello#1", "skate: replica hello/Hello#1"),
+        ("/a/raylet/raylet --socket=/x", "raylet"),
+        ("", ""),
+    ],
+)
+def test_a_process_is_called_by_what_it_does(command: str, name: str) -> None:
+    assert title(command) == name
 
 
 def test_cpu_time_is_counted_for_processes_that_came_meanwhile() -> None:
@@ -129,7 +149,15 @@ def test_a_grid_has_its_columns_below_each_other() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (float("nan"), "?"), (0, "0"), (1.234, "1.23"), (12.34, "12.3"), (12345.6, "12,346")],
+    [
+        (0.01823, "0.0182"),
+        (None, "–"),
+        (float("nan"), "?"),
+        (0, "0"),
+        (1.234, "1.23"),
+        (12.34, "12.3"),
+        (12345.6, "12,346"),
+    ],
 )
 def test_values_have_three_digits(value: float | None, text: str) -> None:
     assert tables.shown(value) == text
