@@ -287,8 +287,8 @@ def test_what_one_call_does_wrong_costs_no_other_its_answer(play: Play, caplog: 
     assert "a bug of ours" in caplog.text
 
 
-def test_memory_is_shared_with_a_process_of_this_machine_only(play: Play, tmp_path: Path) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+def test_memory_is_shared_with_a_process_of_this_machine_only(play: Play) -> None:
+    async def scene(open: Open) -> None:
         sessions = []
 
         def accept(exchange: Exchange) -> None:
@@ -308,7 +308,7 @@ def test_memory_is_shared_with_a_process_of_this_machine_only(play: Play, tmp_pa
 
 @pytest.mark.parametrize("size", [1, 40_000, 300_000, 5_000_000])
 def test_large_bodies_arrive_whole(play: Play, size: int) -> None:
-    async def scene(open) -> None:  # type: ignore[no-untyped-def]
+    async def scene(open: Open) -> None:
         body = bytes(range(251)) * (size // 251 + 1)
 
         def accept(exchange: Exchange) -> None:

@@ -40,9 +40,13 @@ class Lent(bytes):
         """The bytes for a connection: these, if the other side can open our memory, else all that they refer to."""
         if not shares:
             return _inline(self.views)
+        self.leaves()
+        return self
+
+    def leaves(self) -> None:
+        """Notes that these bytes are said to somebody now, who will come for the memory."""
         if self.segment is not None:
             self.segment.sent = True
-        return self
 
 
 class Arrived(bytes):
@@ -60,7 +64,7 @@ class Arrived(bytes):
                 return _views(self, self.table, [memoryview(grip.map()) for grip in self.grips])
             except OSError:  # no more files, or mappings: the descriptors that are open do it
                 self.copies = _copied(self, self.table, self.grips)
-        return self.copies
+        return [memoryview(bytearray(copy)) for copy in self.copies]
 
 
 class Passed:
@@ -107,7 +111,7 @@ def dumps(value: Any, share: bool = True, passed: Sequence[Passed] = ()) -> byte
 
 
 def _lent(views: Sequence[memoryview], passed: Sequence[Passed]) -> Lent | None:
-    """The payload with its large parts in shared memory; None where there is nothing to share or no memory for it."""
+    """The payload with its large parts in shared memory; None where there is nothing to share, or no memory for it."""
     known = {id: (grip, part) for one in passed for id, grip, part in one.places()}
     grips = list(dict.fromkeys(grip for grip, _ in known.values()))
     if len(grips) >= SEGMENTS_MAX:
@@ -121,14 +125,19 @@ def _lent(views: Sequence[memoryview], passed: Sequence[Passed]) -> Lent | None:
     loan = pool.lend(size) if new and (known or size >= SHARE_MIN) else None
     if loan is None and (new or not known):
         return None
-    parts, held_views, at = [], [], HEAD_SIZE
+    parts: list[Part] = []
+    held_views: list[memoryview] = []
+    at = HEAD_SIZE
     for n, view in enumerate(views):
         if found := known.get(id(view.obj)):
             parts.append(found[1]._replace(where=grips.index(found[0]) + 1))
             held_views.append(view)
         elif loan and n in new:
             parts.append(Part(len(grips) + 1, at, len(view)))
-            held_views.append(loan[0].write(at, view))
+            try:
+                held_views.append(loan[0].write(at, view))
+            except OSError:  # no memory
+                return None
             at += new[n]
         else:  # the pickle, a short one
             parts.append(Part(HERE, 0, len(view)))
@@ -156,8 +165,8 @@ def relayed(payload: bytes, shares: bool) -> bytes:
     """
     if not isinstance(payload, Arrived):
         return payload
-    lent = _lent(payload.views(), ()) if shares else None
-    return lent.on_wire(shares=True) if lent is not None else _inline(payload.views())
+    views = payload.views()
+    return (_lent(views, ()) if shares else None) or _inline(views)
 
 
 def _inline(views: Sequence[memoryview]) -> bytes:

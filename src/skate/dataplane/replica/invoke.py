@@ -29,7 +29,7 @@ from skate.core.errors import (
     SkateError,
     StreamMismatchError,
 )
-from skate.dataplane.payload import Lent, dumps, loads, receive
+from skate.dataplane.payload import dumps, loads, receive
 from skate.dataplane.replica import asgi
 from skate.dataplane.replica.answer import is_stream, render, stream_chunk, stream_head
 from skate.dataplane.replica.batch import Items, Pieces
@@ -301,8 +301,7 @@ class Invocation:
     def _packed(self, value: Any) -> bytes:
         """A result or an item as it travels to this caller."""
         exchange = self.exchange
-        data = dumps(value, share=exchange.session.wire.shares and not exchange.ended)
-        return data.on_wire(shares=True) if isinstance(data, Lent) else data
+        return dumps(value, share=exchange.session.wire.shares and not exchange.ended)
 
     async def _rest(self) -> bytes:
         """The whole input of a call that came in pieces."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from skate.core.errors import CancelCause, WireError
-from skate.dataplane.payload import size_of
+from skate.dataplane.payload import Lent
 from skate.dataplane.transport.failure import encode_failure
 from skate.dataplane.transport.framed import Framed
 from skate.dataplane.transport.mark import attached, note
@@ -149,6 +149,8 @@ class Exchange:
         if not self.ended:
             self.pack()
             session = self.session
+            if type(data) is Lent:
+                data.leaves()
             session.write_frame(CHUNK, self.id, LAST, session.load(), data, len(session.exchanges) == 1)
             self._finish()
 
@@ -200,7 +202,7 @@ class Exchange:
         self.pack()
         if not session.wire.may_send(self.id) or session.is_stuck:
             return False
-        session.wire.spend(self.id, len(data) if type(data) is bytes else size_of(data))
+        session.wire.spend(self.id, _size(data))
         session.write_frame(CHUNK, self.id, 0, session.load(), data)
         return True
 
@@ -213,7 +215,7 @@ class Exchange:
                 await session.drained()
             else:
                 self.pack()
-                session.wire.spend(self.id, size_of(data))
+                session.wire.spend(self.id, _size(data))
                 session.write_frame(CHUNK, self.id, flags, session.load(), data)
                 return
 
@@ -492,6 +494,14 @@ class Listening:
     def session(self) -> Session:
         """A new session; its transport is about to be attached."""
         return Session(self.name, self.accept, self)
+
+
+def _size(data: bytes | memoryview) -> int:
+    """What a chunk that leaves now counts for credit."""
+    if type(data) is Lent:
+        data.leaves()
+        return data.size
+    return len(data)
 
 
 def _wake(waiters: list[asyncio.Future[None]]) -> None:
