@@ -262,7 +262,7 @@ class Call:
     def wire_items(self, body: bytes) -> None:
         self.started = True
         if self.retries:
-            self._commit()
+            self._commit()  # the owner has seen a part of the answer
         self.on_items(body)
 
     def wire_failed(self, body: bytes) -> None:

@@ -147,7 +147,8 @@ class Exchange:
     def reply(self, data: bytes) -> None:
         """The one and only answer."""
         if not self.ended:
-            self.pack()
+            if self._gathering is not None:
+                self.pack()
             session = self.session
             if type(data) is Lent:
                 data.leaves()
@@ -326,7 +327,6 @@ class Session(Framed):
         listener.sessions.add(self)
         self._mark: mmap.mmap | None = None
         self._begun: list[int] = []  # what STARTED will say
-        self._gathered: list[Exchange] = []  # have something to pack at the end of this tick
         self._reading = False
         self._patience: asyncio.TimerHandle | None = None
         self._holding = False  # reads nothing, because the caller reads nothing either
@@ -441,14 +441,6 @@ class Session(Framed):
         if not self.closed:
             self._gathered.append(exchange)
             self._plan_flush()
-
-    def flush(self) -> None:
-        gathered = self._gathered
-        if gathered:
-            self._gathered = []
-            for exchange in gathered:
-                exchange.pack()
-        super().flush()
 
     def grant(self, count: int) -> None:
         """Promises ``count`` slots to this caller, which it was refused before."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from typing import Protocol
 
 from skate.core.errors import WireError
 from skate.dataplane.shared.neighbour import neighbour, probe
@@ -27,6 +28,12 @@ ABORT_S = 1.0  # for what was gathered to leave a connection that is closed for 
 CLOSE_S = 5.0  # the same for one that is closed in order
 
 
+class Packs(Protocol):
+    """Who gathers pieces of a frame until frames are written."""
+
+    def pack(self) -> None: ...
+
+
 class Framed(asyncio.Protocol):
     """One connection: cuts what comes, gathers what goes."""
 
@@ -39,6 +46,7 @@ class Framed(asyncio.Protocol):
         self.peer_pid = 0  # of the process at the other end, where its memory can be opened here
         self.greeted: asyncio.Future[None] = self.loop.create_future()
         self._out: list[bytes | memoryview] = []
+        self._gathered: list[Packs] = []  # have something to pack before the next write
         self._flushing = False
         self._fd = -1  # of the socket below, if there is one
         self._drained: asyncio.Event | None = None  # set while nothing is stuck below; None until first needed
@@ -188,6 +196,10 @@ class Framed(asyncio.Protocol):
         uvloop keeps what its transport is given until the end of the iteration. So that the other side can begin while
         this one still works, bytes go past the transport as long as nothing waits in it.
         """
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            for one in gathered:
+                one.pack()
         out, self._out = self._out, []
         transport = self.transport
         if transport is None or not out:
