@@ -244,6 +244,7 @@ def test_a_def_call_that_waits_for_its_thread_never_starts(deploy: Deploy, notes
     second.cancel()
     with pytest.raises(RequestCancelledError):
         second.result()
+    assert handle.third.remote().result() == "third"  # what was said before has come, too
     gate.open()
     first.result()
     assert handle.third.remote().result() == "third" and notes.read() == ["first"]
