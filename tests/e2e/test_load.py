@@ -144,6 +144,7 @@ def test_two_replicas_share_the_work(deploy: Deploy) -> None:
             return os.getpid()
 
     handle = deploy(Pid.bind())
+    until(lambda: handle.remote().result() != handle.remote().result())  # both are connected
     pids = set(skate.get([handle.remote() for _ in range(60)]))
     assert len(pids) == 2 and os.getpid() not in pids
     replicas = serve.status().applications["a1"].deployments["Pid"].replicas

@@ -251,7 +251,8 @@ print(serve.get_app_handle("two").remote(None).result().split()[0])
         second.close()
     first.say()
     lines = first.ends()
-    assert [line for line in lines if line != "del"] == ["['one', 'two']", "second"]
+    said = [line for line in lines if line.replace("del", "")]  # two replicas end at once: their lines may run together
+    assert said == ["['one', 'two']", "second"]
     gone(runtime_dir, session)
 
 
