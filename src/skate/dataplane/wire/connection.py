@@ -193,7 +193,7 @@ class Connection:
             unpack_ids(body)
         elif kind == SHARES:
             if body:
-                raise WireError("the word that memory is shared has no body")
+                raise WireError(f"a SHARES frame has a body of {len(body)} bytes instead of none")
             self.shares = True
         elif kind != RECALL:
             unpack_count(body)
