@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from skate.dataplane.replica.threads import FEED_ITEMS_MAX, Feed, Threads
+from skate.dataplane.replica.threads import FEED_BYTES_MAX, FEED_ITEMS_MAX, Feed, Threads
 from tests.replica.line import WAIT_S as LIMIT_S
 from tests.replica.line import until
 
@@ -137,9 +137,9 @@ def test_a_feed_runs_only_a_little_ahead_and_stops_when_nobody_reads() -> None:
     async def scenario(threads: Threads) -> None:
         feed = Feed(threads, numbers(), lambda n: n)
         assert await feed.__anext__() == 0
-        await until(lambda: len(feed._made) == FEED_ITEMS_MAX)
+        await until(lambda: feed._full)
         await asyncio.sleep(0.01)
-        assert FEED_ITEMS_MAX + 2 <= len(made) <= 2 * FEED_ITEMS_MAX + 1
+        assert FEED_ITEMS_MAX // 2 <= len(made) <= FEED_ITEMS_MAX + 2
         ahead = len(made)
         assert [await feed.__anext__() for _ in range(ahead)] == list(range(1, ahead + 1))
         await feed.aclose()
@@ -220,3 +220,29 @@ def test_a_feed_does_not_take_a_stray_stop_for_the_end() -> None:
                 pass
 
     with_threads(1, scenario)
+
+
+def test_a_feed_keeps_few_items_and_few_bytes_ahead() -> None:
+    made = 0
+
+    def pieces(size: int) -> Iterator[bytes]:
+        nonlocal made
+        for _ in range(500):
+            made += 1
+            yield bytes(size)
+
+    async def main() -> None:
+        nonlocal made
+        threads = Threads(1, asyncio.get_running_loop())
+        for size, most in ((1, FEED_ITEMS_MAX + 1), (FEED_BYTES_MAX // 4, 5), (FEED_BYTES_MAX * 2, 2)):
+            made = taken = 0
+            feed = Feed(threads, pieces(size), lambda piece: piece)
+            async for _ in feed:
+                taken += 1
+                assert made - taken <= most, (size, made, taken)
+                if not taken % 50:
+                    await asyncio.sleep(0.002)  # time for more, if more were allowed
+            assert taken == made == 500
+        threads.close()
+
+    asyncio.run(main())

@@ -31,6 +31,20 @@ class Strict(RequestRouter):
         return chosen if chosen.has_room else None
 
 
+class Exits:
+    """Would end the process."""
+
+    def __init__(self) -> None:
+        raise SystemExit("gone")
+
+
+class Leaves:
+    """Would end the process, later."""
+
+    def choose(self, call: CallView, candidates: Any) -> Any:
+        raise SystemExit(3)
+
+
 class Raises:
     def choose(self, call: Any, candidates: Any) -> Any:
         raise ValueError("no idea")
@@ -141,7 +155,7 @@ def test_a_call_that_is_let_wait_can_be_cancelled_and_counts() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("kind", ["Raises", "Nonsense", "Odd", "Full"])
+@pytest.mark.parametrize("kind", ["Raises", "Leaves", "Nonsense", "Odd", "Full"])
 def test_a_chooser_that_fails_loses_nothing_and_is_said_once(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scene(router: Router) -> None:
         a, b = await two(2)
@@ -167,6 +181,7 @@ def test_a_chooser_that_fails_loses_nothing_and_is_said_once(kind: str, caplog: 
     [
         ("not_there:Thing", "no module named 'not_there'"),
         (f"{HERE}:Missing", "has no 'Missing'"),
+        (f"{HERE}:Exits", "gone"),
         ("json:loads", "missing 1 required positional"),
         ("collections:Counter", "no attribute 'choose'"),
         ("skate.routers:RoundRobin", "unexpected keyword argument"),

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from skate.core.specs import DeploymentTarget, ReplicaTarget, Snapshot
 from skate.dataplane import caller as callers
 from skate.dataplane.caller import Caller, IoThread
 from skate.dataplane.handle import DeploymentHandle
+from skate.dataplane.payload import dumps, loads
 from skate.dataplane.router import Router
+from skate.dataplane.stream import ResponseStream
 from skate.dataplane.transport import peers
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.peers import listen
@@ -202,3 +205,21 @@ def test_calls_under_way_end_when_the_caller_does(world: World) -> None:
     world.thread.run(world.caller.router.close(), LIMIT_S)
     with pytest.raises(Exception, match="cancelled"):
         response.result(timeout_s=LIMIT_S)
+
+
+def test_what_a_thread_fetched_comes_before_what_arrived_later() -> None:
+    async def main() -> None:
+        here = SimpleNamespace(loop=asyncio.get_running_loop())
+        stream: ResponseStream[int] = ResponseStream(here, "id")  # type: ignore[arg-type]
+        for number in range(3):
+            stream._arrived((dumps(number), False))
+        assert await asyncio.to_thread(next, stream) == 0  # fetches all three for other threads
+        for number in range(3, 6):
+            stream._arrived((dumps(number), False))
+        stream._finish(None)
+        passed_on = []
+        while (frame := await stream.next_frame()) is not None:
+            passed_on.append(loads(frame[0]))
+        assert passed_on == [1, 2, 3, 4, 5]
+
+    asyncio.run(main())

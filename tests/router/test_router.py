@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -724,6 +726,75 @@ def test_routers_that_crowd_a_replica_do_not_send_their_queues_in_vain() -> None
         for call in (*calls, *theirs):
             await call.ended.wait()
         assert replica.refused < 1000 and replica.most == 50
+        await other.close()
+        await replica.die()
+
+    play(scene)
+
+
+def test_what_waited_at_a_replica_of_a_deployment_that_cannot_start_ends() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1)))
+        running, parked = submit(router, "1", "2")
+        await until(lambda: replica.slots.load == 2)
+        router.apply(snapshot(target(unavailable="its replicas keep failing")))
+        await parked.ended.wait()
+        assert isinstance(parked.ends[0], DeploymentUnavailableError) and "keep failing" in str(parked.ends[0])
+        replica.answer()
+        await running.ended.wait()
+        assert running.outcome is Outcome.OK
+        await replica.die()
+
+    play(scene)
+
+
+def test_calls_that_cannot_be_sent_end_one_after_the_other_however_many_wait() -> None:
+    async def scene(router: Router) -> None:
+        replica = await Replica("a", 1).start()
+        router.apply(snapshot(target(replica, limit=1, queue=3000)))
+        (first,) = submit(router, "1")
+        await until(lambda: replica.held)
+        bad = submit(router, *(f"\udc80{number}" for number in range(2000)))  # has no UTF-8
+        replica.answer()
+        await first.ended.wait()
+        await until(lambda: all(call.ends for call in bad))
+        await replica.die()
+
+    play(scene)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
+def test_counting_takes_nothing_from_a_call_whose_refusal_is_on_its_way(tmp_path: Path) -> None:
+    """The mark of a later call covers it, though it never began."""
+
+    async def scene(router: Router) -> None:
+        replica = Replica("a", 2)
+        replica.address = f"unix:{tmp_path}/a"
+        await replica.start()
+        other = Router("driver 2", SystemClock())
+        for one in (router, other):
+            one.apply(snapshot(target(replica, limit=2, queue=100)))
+            await until(lambda one=one: one.lanes["app/D"].links["a"].peer)
+        for id in ("b1", "b2"):
+            other.submit(Noted(id), b"")
+        await until(lambda: len(replica.held) == 2)
+        peer = router.lanes["app/D"].links["a"].peer
+        assert peer is not None and peer.transport is not None
+        peer.transport.pause_reading()  # its loop is busy for a moment
+        refused, later = Noted("r"), Noted("l")
+        router.submit(refused, b"arguments")
+        await until(lambda: replica.refused == 1)
+        replica.answer(2)  # one slot is promised to the refused router, one is free
+        router.submit(later, b"")
+        await until(lambda: "l" in replica.seen)
+        router.counts()
+        assert refused.body == b"arguments" and not refused.started
+        peer.transport.resume_reading()
+        await until(lambda: "r" in replica.seen)
+        assert replica.held[-1].body == b"arguments"
+        replica.answer(2)
+        await refused.ended.wait()
         await other.close()
         await replica.die()
 

@@ -164,6 +164,12 @@ class Call:
         self.body = b""
         self.more = None
 
+    def gather(self) -> None:
+        """Makes one body of all input, to send it again: the next replica has given no credit for pieces."""
+        if self.more:
+            self.body = b"".join((self.body, *(data for data, _ in self.more)))
+            self.more, self.complete = None, True
+
     @property
     def may_be_repeated(self) -> bool:
         """Whether a call that was started may be sent again: it is marked so, and all of its input is here."""

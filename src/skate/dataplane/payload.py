@@ -37,11 +37,11 @@ class Lent(bytes):
     size: int  # bytes in all, for credit
 
     def on_wire(self, shares: bool) -> bytes:
-        """The bytes for a connection: these, if the other side can open our memory, else all that they refer to."""
-        if not shares:
-            return _inline(self.views)
-        self.leaves()
-        return self
+        """The bytes for a connection: these, if the other side can open our memory, else all that they refer to.
+
+        Arguments need no ``leaves``: their call holds the memory until it has started or ended, and nobody comes later.
+        """
+        return self if shares else _inline(self.views)
 
     def leaves(self) -> None:
         """Notes that these bytes are said to somebody now, who will come for the memory."""

@@ -64,7 +64,7 @@ class Policy:
         try:
             chosen = self.chooser.choose(_view(call), candidates)
             link = None if chosen is None else self.lane.links[chosen.id]
-        except Exception as error:
+        except BaseException as error:  # nothing is awaited here: whatever it is, it is the user's
             self._complain(error)
         else:
             if link is not None and link in free:
@@ -73,7 +73,7 @@ class Policy:
                 return None
         return free[two_choices([link.load(now) for link in free], router.chance(), router.chance())]
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: BaseException) -> None:
         if not self._complained:
             self._complained = True
             text = (
@@ -175,13 +175,13 @@ def make_policy(lane: Lane, wanted: RequestRouterTarget, kind: Any) -> Policy | 
             raise TypeError("its 'choose' is no method")
         if isinstance(chooser, RequestRouter):
             chooser.node, chooser.chance = lane.router.node, lane.router.chance
-    except Exception as error:
+    except BaseException as error:  # a SystemExit of the user's would end this whole process
         _unusable(lane, wanted, error)
         return None
     return Policy(lane, chooser)
 
 
-def _unusable(lane: Lane, wanted: RequestRouterTarget, error: Exception) -> None:
+def _unusable(lane: Lane, wanted: RequestRouterTarget, error: BaseException) -> None:
     text = "the request router %s of %s cannot be used: %s; two random choices decide instead"
     logger.warning(text, wanted.path, lane.target.key, error)
 

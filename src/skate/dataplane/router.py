@@ -67,6 +67,7 @@ class Lane:
         self.leaving: set[Link] = set()
         self.waiting: deque[Call] = deque()
         self.queued = 0  # waiting ones that have not ended
+        self.dispatching = False
         self.outflow = Outflow()  # looked at when calls are refused
         self.asked: RequestRouterTarget | None = None  # what ``policy`` is made from
         self.policy: Policy | None = None  # who chooses among several replicas; None: two random choices
@@ -203,14 +204,20 @@ class Lane:
 
     def dispatch(self) -> None:
         """Sends waiting calls, oldest first, while a replica has room."""
-        if self.policy is not None:
-            self.policy.dispatch()
+        if self.dispatching:  # a call that could not be sent has ended in there; the loop below goes on with the next
             return
-        while self.queued:
-            link = self._choose()
-            if link is None or not link.takes(self._first()):
+        self.dispatching = True
+        try:
+            if self.policy is not None:
+                self.policy.dispatch()
                 return
-            self._send(self._next(), link)
+            while self.queued:
+                link = self._choose()
+                if link is None or not link.takes(self._first()):
+                    return
+                self._send(self._next(), link)
+        finally:
+            self.dispatching = False
 
     def _choose(self) -> Link | None:
         if (only := self.only) is not None:
@@ -263,6 +270,9 @@ class Lane:
                 call.end(Outcome.REFUSED, self.gone)
             else:
                 heir.submit(call)
+            return
+        if self.target.unavailable is not None and not self.links:
+            call.end(Outcome.REFUSED, DeploymentUnavailableError(self.target.unavailable))
             return
         passed: list[Call] = []
         while self.waiting and self.waiting[0].sequence < call.sequence:
@@ -322,6 +332,7 @@ class Lane:
         if call.started:
             call.started = False
             call.retries = (call.retries or 0) - 1
+            call.gather()
         self.account.retried += 1
         self._take_back(call)
         self.dispatch()
@@ -539,9 +550,8 @@ class Router:
                 continue
             for id, sink in tuple(peer.sinks.items()):
                 if isinstance(sink, Call):
-                    if not sink.started and peer.has_started(id):
-                        sink.wire_started()
-                    link.lane.account.started += sink.started
+                    # Only looked at: the mark may cover a call whose refusal is on its way, which must keep its body.
+                    link.lane.account.started += sink.started or peer.has_started(id)
         return self.ledger.reports()
 
     async def close(self) -> None:

@@ -173,9 +173,13 @@ class ResponseStream(Pending, Generic[R_co]):
         loop = asyncio.get_running_loop()
         if loop is not self._caller.loop:
             return await self._frame_elsewhere(loop)
-        while not self._frames:
-            if self._taken:  # fetched for another thread, which went away
+        while True:
+            if (
+                self._taken
+            ):  # fetched for another thread, which went away: they are older than those that are still here
                 return self._taken.popleft()
+            if self._frames:
+                return self._take()
             if self._done:
                 self._ended()
                 return None
@@ -187,7 +191,6 @@ class ResponseStream(Pending, Generic[R_co]):
             except BaseException:
                 self._forget(wake)
                 raise
-        return self._take()
 
     async def _frame_elsewhere(self, loop: asyncio.AbstractEventLoop) -> Arrived | None:
         while not self._taken:

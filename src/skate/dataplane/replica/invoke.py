@@ -97,7 +97,7 @@ class Invoker:
         """Holds the memory that the arguments lie in, before the caller hears that the call has started."""
         try:
             exchange.body = receive(exchange.body, exchange.session.peer_pid)
-        except SkateError as error:
+        except Exception as error:  # also what the system says of descriptors and memory: the slot must come free
             exchange.fail(error)
             return False
         return True

@@ -17,6 +17,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+FEED_BYTES_MAX = 512 * 1024  # bytes of such items, about
 FEED_ITEMS_MAX = 32  # items of a generator between its thread and the loop; enough to amortise a wake-up
 
 
@@ -142,8 +143,8 @@ class Threads:
 class Feed:
     """The items of an iterator that runs on a thread, on their way to the loop: a few at a time, never more.
 
-    The thread makes no more than ``FEED_ITEMS_MAX`` before the loop has taken what is there; it takes all of it at
-    once, so that a fast iterator costs one wake-up for many items.
+    No more than ``FEED_ITEMS_MAX`` items, or about ``FEED_BYTES_MAX`` bytes of them, are between the two; the loop
+    takes all that is there at once, so that a fast iterator costs one wake-up for many items.
     """
 
     def __init__(self, threads: Threads, iterator: Iterator[Any], encode: Callable[[Any], Any]) -> None:
@@ -153,6 +154,8 @@ class Feed:
         self._dropped = False
         self._change = threading.Condition(threading.Lock())
         self._items: deque[Any] = deque()  # taken over by the loop
+        self._full = False  # the thread waits for room
+        self._bytes_in = self._bytes_out = 0  # of items that came in and went out; each is written by one side only
         self._waiter: asyncio.Future[None] | None = None
         self._threads = threads
         self._loop = threads._loop
@@ -175,17 +178,30 @@ class Feed:
                 raise StopAsyncIteration
             self._waiter = self._loop.create_future()
             await self._waiter
-        return self._items.popleft()
+        item = self._items.popleft()
+        self._bytes_out += _weight(item)
+        if self._full:
+            with self._change:
+                self._make_room()
+        return item
+
+    def _has_room(self, items: int, size: int) -> bool:
+        return len(self._made) + len(self._items) < items and self._bytes_in - self._bytes_out < size
 
     def _take(self) -> bool:
         """Takes over what the thread has made; whether there was anything."""
         with self._change:
-            if not self._made:
-                return False
+            taken = bool(self._made)
             self._items.extend(self._made)
             self._made.clear()
+            self._make_room()
+        return taken
+
+    def _make_room(self) -> None:
+        """Lets the thread go on if it waits and may (under the lock: it decides to wait under it, too)."""
+        if self._full and self._has_room(FEED_ITEMS_MAX // 2, FEED_BYTES_MAX // 2):
+            self._full = False
             self._change.notify()
-        return True
 
     async def aclose(self) -> None:
         """Stops the iterator at its next item, and waits until its thread is free again."""
@@ -209,11 +225,13 @@ class Feed:
     def _put(self, item: Any) -> bool:
         made = self._made
         with self._change:
-            while len(made) >= FEED_ITEMS_MAX and not self._dropped:
+            while not self._dropped and not self._has_room(FEED_ITEMS_MAX, FEED_BYTES_MAX):
+                self._full = True
                 self._change.wait()
             if self._dropped:
                 return False
             made.append(item)
+            self._bytes_in += _weight(item)
             if len(made) > 1:  # the loop has been woken for the first of them and not been here since
                 return True
         return wake(self._loop, self._wake)
@@ -221,6 +239,12 @@ class Feed:
     def _wake(self) -> None:
         if self._waiter is not None:
             _resolve(self._waiter)
+
+
+def _weight(item: Any) -> int:
+    """Bytes of an encoded item, alone or behind the value that it was made from."""
+    encoded = item[-1] if type(item) is tuple and item else item
+    return len(encoded) if isinstance(encoded, bytes) else 0
 
 
 def wake(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> bool:

@@ -148,7 +148,7 @@ class Worker:
         verdict = self.slots.offer(exchange.session, exchange, exchange.granted, exchange.ahead)
         if verdict == REFUSED:
             exchange.refuse()
-        elif verdict == PARKED and not exchange.ended:
+        elif verdict == PARKED and not exchange.ended and exchange.on_cancel is None:  # set: it has begun meanwhile
             exchange.on_cancel = lambda *why: self.slots.withdraw(exchange)
             exchange.parked_at = self.life.clock.now()
 
