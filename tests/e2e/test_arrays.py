@@ -160,14 +160,14 @@ def test_a_receiver_that_is_killed_keeps_nothing(deploy: Deploy) -> None:
     assert pool.spent <= spent + 4 * MB  # what the dead ones had was used again
 
 
-def test_a_sender_that_dies_before_its_answer_was_fetched(deploy: Deploy) -> None:
+def test_a_sender_that_dies_before_its_answer_was_fetched(deploy: Deploy, gate: Gate) -> None:
     handle = deploy(Store.bind())
     pid = handle.pid.remote().result(timeout_s=10)
     handle.give.remote(0).result(timeout_s=10)
-    response = handle.give_and_die.remote(1)
-    until(lambda: response.done() or (response._call is not None and response._call.running))
+    response = handle.give_and_die.remote(gate, 1)
+    until(lambda: response._call is not None and response._call.running)
     with busy(lambda: not lives(pid)):
-        pass
+        gate.open()
     with pytest.raises(ReplicaDiedError):
         response.result(timeout_s=10)
     assert handle.sum.remote(array(2)).result(timeout_s=10) == total(2)
