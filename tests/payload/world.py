@@ -30,7 +30,11 @@ def array(size: int = MB, seed: int = 0) -> Any:
 
 def sent(lent: bytes, shares: bool = True) -> bytes:
     """What leaves for a connection: bytes that hold nothing."""
-    return bytes(lent.on_wire(shares) if isinstance(lent, payload.Lent) else lent)
+    if not isinstance(lent, payload.Lent):
+        return bytes(lent)
+    if shares:
+        lent.leaves()  # as an answer does, which nobody here holds until it was fetched
+    return bytes(lent.on_wire(shares))
 
 
 def travelled(value: Any, shares: bool = True) -> Any:
