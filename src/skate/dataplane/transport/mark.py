@@ -15,11 +15,11 @@ import os
 import socket
 import struct
 
+from skate.dataplane.shared.neighbour import neighbour
 from skate.dataplane.wire.connection import follows
 
 NAME = "skate-mark"
 _LAST = struct.Struct("<I")
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED
 
 
 class Mark:
@@ -55,14 +55,11 @@ def offered(raw: socket.socket | None) -> Mark | None:
 
 def attached(raw: socket.socket | None, pid: int, fd: int) -> mmap.mmap | None:
     """The memory of the mark that a caller offers; None where there is none that can be trusted and opened."""
-    if raw is None or fd < 0 or raw.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
+    if fd < 0 or not pid or neighbour(raw) != pid:
         return None
     path = f"/proc/{pid}/fd/{fd}"
     try:
-        its_pid, its_uid, _ = _CREDENTIALS.unpack(
-            raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        if its_pid != pid or its_uid != os.getuid() or not os.readlink(path).startswith(f"/memfd:{NAME}"):
+        if not os.readlink(path).startswith(f"/memfd:{NAME}"):
             return None
         own = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
