@@ -340,7 +340,8 @@ def test_deadlines_end_calls_wherever_they_are() -> None:
         replica = await Replica("a", 1).start()
         router.apply(snapshot(target(replica, limit=1)))
         now = router.clock.now()
-        running, queued, dead = Noted("1", now + 0.05), Noted("2", now + 0.05), Noted("3", now - 1)
+        # The one that waits ends first: it would get the slot otherwise, for the moment until its own end is heard of.
+        running, queued, dead = Noted("1", now + 0.1), Noted("2", now + 0.05), Noted("3", now - 1)
         for call in (running, queued, dead):
             router.submit(call, b"")
         assert dead.outcome is Outcome.TIMED_OUT
