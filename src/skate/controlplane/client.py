@@ -4,16 +4,60 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any, TypeVar
 
 import msgspec
 
+from skate.core.config import ApplyRequest, ServeConfig
 from skate.core.errors import NotRunningError
-from skate.core.specs import AppSpec, ServeStatus
+from skate.core.specs import AppPlan, AppSpec, Event, Revision, ServeStatus
 from skate.dataplane.transport.peers import Peer
 
 DELETE_TIMEOUT_S = 3600.0  # deleting takes as long as the longest grace; this only bounds a hang
+ASK_TIMEOUT_S = 30.0
+BUILD_TIMEOUT_S = 600.0  # user code is imported, as slowly as it likes
+T = TypeVar("T")
 _status_decoder = msgspec.msgpack.Decoder(ServeStatus)
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class DeployRequest(msgspec.Struct, frozen=True):
+    """An application that was built by who asks."""
+
+    app: AppSpec
+    by: str = ""
+
+
+class ScaleRequest(msgspec.Struct, frozen=True):
+    """Another number of replicas."""
+
+    app: str
+    deployment: str
+    replicas: int
+    by: str = ""
+
+
+class DeleteRequest(msgspec.Struct, frozen=True):
+    """An application shall go, if it is (still) of that revision."""
+
+    app: str
+    revision: int | None = None
+
+
+class RollbackRequest(msgspec.Struct, frozen=True):
+    """A former revision shall be wanted again; None: the one before."""
+
+    app: str
+    revision: int | None = None
+    by: str = ""
+
+
+class EventsRequest(msgspec.Struct, frozen=True):
+    """Which part of the log of events."""
+
+    after: int = 0
+    app: str | None = None
+    limit: int = 1000
 
 
 class ControllerClient:
@@ -22,13 +66,57 @@ class ControllerClient:
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
 
-    async def deploy(self, app: AppSpec) -> None:
-        """Wants this application; returns when that is stored. Raises OptionError (route in use)."""
-        await self.peer.ask("deploy", _encode(app))
+    async def deploy(self, app: AppSpec, by: str = "") -> int:
+        """Wants this application; its revision, when that is stored. Raises OptionError (route in use).
 
-    async def delete(self, name: str, timeout_s: float | None = DELETE_TIMEOUT_S) -> None:
-        """Deletes an application; returns when its replicas are gone. Raises NotFoundError."""
-        await self.peer.ask("delete", _encode(name), timeout_s)
+        ``by``: who asks, in words.
+        """
+        return await self._asked("deploy", DeployRequest(app, by), int)
+
+    async def apply(self, request: ApplyRequest) -> dict[str, int]:
+        """Wants these applications; when that is stored, the number of each order, by name.
+
+        They are built and deployed after that: the status says how it goes, under the name of each application.
+        Raises OptionError (routes in use, two applications of one name).
+        """
+        return await self._asked("apply", request, dict[str, int])
+
+    async def plan(self, request: ApplyRequest, timeout_s: float | None = BUILD_TIMEOUT_S) -> list[AppPlan]:
+        """What ``apply`` would do, after building everything and deploying nothing."""
+        return await self._asked("plan", request, list[AppPlan], timeout_s)
+
+    async def config(self) -> ServeConfig:
+        """What was applied and is in force, as a file would say it."""
+        return await self._asked("config", None, ServeConfig)
+
+    async def scale(self, app: str, deployment: str, replicas: int, by: str = "") -> None:
+        """Wants another number of replicas of one deployment. Raises NotFoundError, OptionError (autoscaled)."""
+        await self.peer.ask("scale", _encode(ScaleRequest(app, deployment, replicas, by)))
+
+    async def delete(self, name: str, timeout_s: float | None = DELETE_TIMEOUT_S, revision: int | None = None) -> None:
+        """Deletes an application; returns when its replicas are gone. Raises NotFoundError.
+
+        ``revision``: only if it is still that one; a later one is somebody else's and stays.
+        """
+        await self.peer.ask("delete", _encode(DeleteRequest(name, revision)), timeout_s)
+
+    async def history(self, app: str) -> list[Revision]:
+        """The kept revisions, oldest first. Raises NotFoundError."""
+        return await self._asked("history", app, list[Revision])
+
+    async def rollback(self, app: str, revision: int | None = None, by: str = "") -> int:
+        """Wants a former revision again (None: the one before the current one); the new revision's number.
+
+        Raises NotFoundError when it is not kept.
+        """
+        return await self._asked("rollback", RollbackRequest(app, revision, by), int)
+
+    async def events(self, after: int = 0, app: str | None = None, limit: int = 1000) -> list[Event]:
+        """The newest events with an id above ``after``, oldest first."""
+        return await self._asked("events", EventsRequest(after, app, limit), list[Event])
+
+    async def _asked(self, method: str, request: Any, answer: type[T], timeout_s: float | None = ASK_TIMEOUT_S) -> T:
+        return msgspec.msgpack.decode(await self.peer.ask(method, _encode(request), timeout_s), type=answer)
 
     async def status(self) -> ServeStatus:
         """The whole instance."""

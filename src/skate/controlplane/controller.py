@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.broadcast import Signal, Tasks
+from skate.controlplane.client import DeleteRequest, DeployRequest
 from skate.controlplane.decide.ledger import Accounts
 from skate.controlplane.decide.publish import Published, delta, published, whole
 from skate.controlplane.decide.status import serve_status
@@ -39,7 +40,6 @@ from skate.controlplane.store import MemoryStore, SqliteStore, Store
 from skate.core.clock import Clock
 from skate.core.errors import AddressInUseError, NotFoundError, NotRunningError, OptionError, SkateError, WireError
 from skate.core.specs import (
-    AppSpec,
     ControllerConfig,
     Counts,
     HttpOptions,
@@ -346,14 +346,14 @@ class Controller:
         self._changed.set()
 
     def _deploy(self, exchange: Exchange) -> bytes:
-        app = _decoded(exchange, AppSpec)
+        app = _decoded(exchange, DeployRequest).app
         if self._memory.ending:
             raise NotRunningError("this Skate instance is shutting down; start it again, then deploy")
         self._check(app)
         before = self._goals.get(app.name)
         revision = before.revision + 1 if before is not None else 1
         self._set_goal(Goal(app, revision, self._clock.wall()))
-        return b""
+        return _encode(revision)
 
     def _check(self, app: AppSpec) -> None:
         for other in self._goals.values():
@@ -373,7 +373,7 @@ class Controller:
         self._changed.set()
 
     async def _delete(self, exchange: Exchange) -> None:
-        name = _decoded(exchange, str)
+        name = _decoded(exchange, DeleteRequest).app
         goal = self._goals.get(name)
         if goal is None:
             known = ", ".join(repr(one) for one in self._goals) or "none"

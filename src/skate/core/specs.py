@@ -43,6 +43,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True):
     ingress: bool = False  # the one that gets HTTP requests
     asgi: bool = False  # made by serve.ingress: speaks ASGI instead of __call__(request)
     version: str = ""  # hash of code, init and the options that need a restart
+    config: str = ""  # hash of the options that a running replica takes up in place
 
     @property
     def key(self) -> str:
@@ -83,7 +84,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     """
 
     id: str
-    role: Literal["controller", "proxy", "replica"]
+    role: Literal["controller", "proxy", "replica", "builder", "admin"]
     title: str
     entry: str
     config: bytes
@@ -128,6 +129,24 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     phase: ReplicaPhase
     pid: int
     message: str = ""  # for failed: the cause with its traceback
+    config: str = ""  # ``DeploymentSpec.config`` that it runs with
+    config_error: str = ""  # why the last reconfiguration failed, with its traceback; "" when it did not
+
+
+class Reconfiguration(msgspec.Struct, frozen=True):
+    """What a running replica is told to take up in place (control call ``reconfigure`` of a replica)."""
+
+    config: str  # of the wanted DeploymentSpec
+    options: DeploymentOptions
+
+
+class HealthReport(msgspec.Struct, frozen=True):
+    """What a replica says of its health, at every change. ``strikes``: failures in a row, 0 when it is well."""
+
+    id: str
+    strikes: int
+    kind: Literal["check", "loop"] = "check"  # the user's check_health; the event loop, seen by the watchdog
+    error: str = ""
 
 
 class LoopBlocking(msgspec.Struct, frozen=True):
@@ -251,6 +270,54 @@ ApplicationState = Literal["NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED", "RUNNING
 DeploymentState = Literal["UPDATING", "HEALTHY", "UNHEALTHY", "DEPLOY_FAILED", "UPSCALING", "DOWNSCALING"]
 
 
+StatusTrigger = Literal[
+    "UNSPECIFIED",
+    "CONFIG_UPDATE_STARTED",
+    "CONFIG_UPDATE_COMPLETED",
+    "UPSCALE_COMPLETED",
+    "DOWNSCALE_COMPLETED",
+    "AUTOSCALING",
+    "REPLICA_STARTUP_FAILED",
+    "HEALTH_CHECK_FAILED",
+    "INTERNAL_ERROR",
+    "DELETING",
+]
+
+
+class ScalingDecision(msgspec.Struct, frozen=True):
+    """One change of the number of replicas by the autoscaler, and what it went by."""
+
+    at: float  # wall time
+    before: int
+    after: int
+    reason: str
+    ongoing: float = 0.0  # calls in the hands of replicas, averaged over the look-back
+    queued: float = 0.0  # calls that waited, averaged likewise
+    desired: float = 0.0  # what the policy said, before factors and bounds
+
+
+class AutoscalingStatus(msgspec.Struct, frozen=True):
+    """How the autoscaler sees a deployment now. ``waiting``: for what a change waits, with the seconds; or ''."""
+
+    min_replicas: int
+    max_replicas: int
+    policy: str
+    ongoing: float = 0.0
+    queued: float = 0.0
+    desired: float = 0.0
+    waiting: str = ""
+    error: str = ""  # of the user's policy
+    decisions: tuple[ScalingDecision, ...] = ()  # the last few, oldest first
+
+
+class CrashLoop(msgspec.Struct, frozen=True):
+    """Replicas of this deployment end again and again; starts are slowed down."""
+
+    failures: int  # within the last minute
+    next_try_in_s: float
+    error: str  # of the last one, with its traceback
+
+
 class ReplicaStatus(msgspec.Struct, frozen=True):
     """One replica: its phase and for how many seconds it has been in it; what has blocked its loop, worst first."""
 
@@ -260,6 +327,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     phase_s: float
     message: str = ""
     loop_blocked: tuple[LoopBlocking, ...] = ()
+    version: str = ""
+    strikes: int = 0  # failed health checks in a row
 
 
 class DeploymentStatus(msgspec.Struct, frozen=True):
@@ -270,6 +339,10 @@ class DeploymentStatus(msgspec.Struct, frozen=True):
     message: str
     target_replicas: int
     replicas: tuple[ReplicaStatus, ...] = ()
+    status_trigger: StatusTrigger = "UNSPECIFIED"
+    version: str = ""
+    autoscaling: AutoscalingStatus | None = None
+    crash_loop: CrashLoop | None = None
 
 
 class ApplicationStatus(msgspec.Struct, frozen=True):
@@ -281,6 +354,9 @@ class ApplicationStatus(msgspec.Struct, frozen=True):
     route_prefix: str | None
     last_deployed_time_s: float
     deployments: dict[str, DeploymentStatus] = {}
+    revision: int = 0
+    source: Literal["imperative", "declarative"] = "imperative"
+    deployed_by: str = ""  # who asked for it, in words: command and process id
 
 
 class ProxyStatus(msgspec.Struct, frozen=True):
@@ -301,3 +377,51 @@ class ServeStatus(msgspec.Struct, frozen=True):
     applications: dict[str, ApplicationStatus] = {}
     calls: LedgerReport = LedgerReport()  # of all deployments
     calls_by_deployment: Counts = {}  # of those that ever had one, by "<app>/<deployment>"
+    target_capacity: float | None = None
+
+
+# -- what is kept of what happened ---------------------------------------------------------------
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One thing that was decided or that happened, in the instance's append-only log."""
+
+    id: int
+    at: float  # wall time
+    app: str
+    deployment: str
+    kind: str  # such as deployed, scaled, replica_died, crash_loop, rolled_back, deleted
+    message: str
+    details: dict[str, Any] = {}
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """One application as it was wanted at some time. ``cause``: deploy, scale, or ``rollback to N``."""
+
+    app: str
+    revision: int
+    at: float  # wall time
+    cause: str
+    by: str = ""
+    versions: dict[str, str] = {}  # of its deployments
+    current: bool = False
+
+
+ChangeAction = Literal["add", "restart", "reconfigure", "scale", "settings", "leave", "remove"]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a deploy does to one deployment, and because of what. ``settings``: only the controller or routers look."""
+
+    deployment: str
+    action: ChangeAction
+    why: tuple[str, ...] = ()
+
+
+class AppPlan(msgspec.Struct, frozen=True):
+    """What a deploy does to one application. ``error``: it cannot be built, with the cause."""
+
+    app: str
+    action: Literal["add", "change", "leave", "remove"]
+    changes: tuple[Change, ...] = ()
+    error: str = ""
