@@ -40,6 +40,7 @@ from skate.controlplane.store import MemoryStore, SqliteStore, Store
 from skate.core.clock import Clock
 from skate.core.errors import AddressInUseError, NotFoundError, NotRunningError, OptionError, SkateError, WireError
 from skate.core.specs import (
+    AppSpec,
     ControllerConfig,
     Counts,
     HttpOptions,
