@@ -31,7 +31,7 @@ from skate.core.specs import (
     Snapshot,
 )
 from skate.dataplane.transport.peers import Peer, connect
-from skate.engine.base import Action, EngineError, ForgetProcess, ProcessSeen, StartProcess, StopProcess
+from skate.engine.base import Action, Changed, EngineError, ForgetProcess, ProcessSeen, StartProcess, StopProcess
 
 _numbers = itertools.count(1)
 _encode = msgspec.msgpack.encode
@@ -50,6 +50,10 @@ class Fake:
     grace_s: float | None = None
 
 
+def _seen(one: Fake) -> ProcessSeen:
+    return ProcessSeen(one.spec.id, one.spec.role, one.pid, one.exit_code is None, one.exit_code)
+
+
 class FakeEngine:
     """Runs what it is told as tasks that report; behaviour of a replica follows from its version's name.
 
@@ -61,15 +65,12 @@ class FakeEngine:
         self.actions: list[Action] = []
         self.release = asyncio.Event()
         self.refuse: str | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Changed] = []
 
     async def observe(self) -> list[ProcessSeen]:
-        return [
-            ProcessSeen(one.spec.id, one.spec.role, one.pid, one.exit_code is None, one.exit_code)
-            for one in self.processes.values()
-        ]
+        return [_seen(one) for one in self.processes.values()]
 
-    async def perform(self, action: Action) -> None:
+    async def perform(self, action: Action) -> ProcessSeen | None:
         self.actions.append(action)
         if isinstance(action, StartProcess):
             if self.refuse is not None:
@@ -77,15 +78,17 @@ class FakeEngine:
             assert action.spec.id not in self.processes
             one = self.processes[action.spec.id] = Fake(action.spec, next(_numbers))
             one.task = asyncio.create_task(self._replica(one) if one.spec.role == "replica" else self._proxy(one))
-        elif isinstance(action, StopProcess):
+            return _seen(one)
+        if isinstance(action, StopProcess):
             found = self.processes.get(action.id)
             if found is not None:
                 found.grace_s = action.grace_s
                 found.stopping.set()
         elif isinstance(action, ForgetProcess):
             self.processes.pop(action.id, None)
+        return None
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Changed) -> None:
         self._callbacks.append(callback)
 
     async def close(self) -> None:
@@ -113,7 +116,7 @@ class FakeEngine:
         if one.exit_code is None:
             one.exit_code = code
             for callback in self._callbacks:
-                callback()
+                callback(_seen(one))
 
     # -- what the processes do ------------------------------------------------------------------
 

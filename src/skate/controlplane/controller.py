@@ -147,7 +147,7 @@ class Controller:
         """Listens and decides until the instance has ended."""
         listener = await listen(self.config.address, self._accept, "controller")
         listener.listening.on_session_lost = self._session_lost
-        self._engine.on_change(self._changed.set)
+        self._engine.on_change(lambda seen: self._changed.set())
         self._tasks.start(self._end_when(stopping))
         try:
             while True:
