@@ -207,10 +207,10 @@ class Desk:
     async def state(self, app: str, wanted: str) -> ServeStatus:
         """Waits until the application is in that state."""
         await until(lambda: (found := self.now(app)) is not None and found.status == wanted, f"{app} {wanted}", self)
-        return self.controller.status()
+        return self.controller.calls.status()
 
     def now(self, app: str) -> ApplicationStatus | None:
-        return self.controller.status().applications.get(app)
+        return self.controller.calls.status().applications.get(app)
 
 
 async def until(condition: Callable[[], object], what: str, desk: Desk | None = None) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from skate.core.specs import AppSpec
+
 
 class AppConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """One application of a file. ``deployments``: options over those of the code, by name of the deployment."""
@@ -58,3 +60,11 @@ class BuildRequest(msgspec.Struct, frozen=True):
     logging_config: dict[str, Any] | None = None  # of the whole file
     sys_path: tuple[str, ...] = ()
     cwd: str | None = None
+
+
+class BuildResult(msgspec.Struct, frozen=True):
+    """What came of a build: exactly one of the two. ``error``: a sentence, and the traceback of the user's code."""
+
+    id: str  # of the process
+    spec: AppSpec | None = None
+    error: str = ""
