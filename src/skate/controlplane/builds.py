@@ -8,6 +8,7 @@ built anew.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -39,7 +40,6 @@ class Builds:
         self._engine = engine
         self._slots = asyncio.Semaphore(BUILDS_MAX)
         self._results: dict[str, asyncio.Future[BuildResult]] = {}  # by process id
-        self._number = 0
         self._under_way: dict[str, int] = {}  # the order's number, by application
 
     def begin(self, tasks: Tasks) -> None:
@@ -104,8 +104,7 @@ class Builds:
     async def _result(self, order: Order) -> BuildResult:
         """Runs one builder to its end."""
         async with self._slots:
-            self._number += 1
-            id = f"{BUILDER}{order.config.name}@{self._number}"
+            id = f"{BUILDER}{order.config.name}@{secrets.token_hex(4)}"  # the one before this controller may live on
             answer: asyncio.Future[BuildResult] = asyncio.get_running_loop().create_future()
             self._results[id] = answer
             request = BuildRequest(
