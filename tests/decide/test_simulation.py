@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from unittest import mock
 
 import msgspec
 from msgspec.structs import replace
 
+from skate.controlplane.decide import whole
 from skate.controlplane.decide.publish import Published, deployment, published, routes
 from skate.controlplane.decide.restart import budget
 from skate.controlplane.decide.rollout import pace_of
@@ -32,7 +34,7 @@ from skate.controlplane.publications import Publications
 from skate.core.specs import DeploymentSpec, DeploymentTarget, Route, Snapshot
 from tests.decide.world import BAD, BAD_CONFIG, SHAKY, World, forgotten, random_goal
 
-SEEDS = 200
+SEEDS = 1000
 STEPS = 45
 APPS = ("a", "b")
 
@@ -95,6 +97,9 @@ class Simulation:
         observed = world.observed()
         plan = decide(self.desired, observed, self.memory, now)
         assert plan == decide(self.desired, observed, self.memory, now), "the same arguments gave another plan"
+        with mock.patch.object(whole, "at_rest", return_value=False):
+            slow = decide(self.desired, observed, self.memory, now)
+        assert slow == plan, "what seemed to be at rest was not"
         dirty = self.dirty(observed)
         self.check_part(plan, dirty, observed)
         self.before = (self.desired, observed) if not plan.waiting else None

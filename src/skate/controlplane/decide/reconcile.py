@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from skate.controlplane.decide import restart, rollout
 from skate.controlplane.decide.rollout import Standing
-from skate.controlplane.decide.values import Course, DeploymentMemory, Happening
+from skate.controlplane.decide.values import Course, DeploymentMemory, Group, Happening
 from skate.core.specs import DeploymentSpec
 
 
@@ -76,6 +76,23 @@ def reconcile(
         wake_at,
         tuple(events(spec, before, memory, endings)),
     )
+
+
+def at_rest(spec: DeploymentSpec, revision: int, target: int, before: DeploymentMemory, group: Group) -> bool:
+    """Whether everything is as it is wanted, so that there is nothing to decide; seen at a glance, for most are."""
+    version, config = spec.version, spec.config
+    if not before.settled or before.target != target or before.revision != revision:
+        return False
+    if before.version != version or before.config != config or len(group) != target or len(before.replicas) != target:
+        return False
+    remembered = before.replicas
+    for id, seen in group.items():
+        replica = remembered.get(id)
+        if replica is None or seen.phase != "ready" or not seen.alive or seen.strikes or seen.config != config:
+            return False
+        if replica.stop_by is not None or not replica.ran or replica.version != version or not seen.reported:
+            return False
+    return True
 
 
 def renewed(before: DeploymentMemory | None, spec: DeploymentSpec, revision: int, wanted: Target) -> DeploymentMemory:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from msgspec.structs import replace
 
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
-from skate.controlplane.decide.reconcile import Target, reconcile
+from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
 from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, strangers, survey
 from skate.controlplane.decide.values import (
     PROXIES,
@@ -95,10 +95,15 @@ class _Round:
         """One deployment."""
         before = self.before.deployments.get(key)
         group = self.observed.replicas.get(key, {})
+        wanted = None if self.before.ending else self.desired.wanted.get(key)
+        if wanted is not None and before is not None:
+            target = target_of(wanted, self.desired.capacity).replicas
+            if at_rest(wanted.spec, wanted.goal.revision, target, before, group):
+                self.wakes[key] = None
+                return
         remembered = self._with_strangers(key, before.replicas if before is not None else {})
         found = survey(remembered, group, self.now)
         self.actions.extend(found.actions)
-        wanted = None if self.before.ending else self.desired.wanted.get(key)
         after: DeploymentMemory | None
         if wanted is not None:
             after = self._settle(key, wanted, found, before)
