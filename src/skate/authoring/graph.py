@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from skate.authoring import code
+from skate.authoring import code, sources
 from skate.authoring.deployment import Application, Deployment
 from skate.authoring.ingress import MARK
 from skate.core.checks import shown
 from skate.core.errors import CodeError, GraphError, ImportPathError, OptionError
 from skate.core.options import DeploymentOptions, check_name, check_route_prefix, restart_options
-from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef
+from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef, Source
 
 __all__ = ["Application", "build", "nodes"]
 
@@ -48,13 +48,15 @@ def build(
     _check_ingresses(found, app)
     names = _names(found)
     refs = {node: HandleRef(app=name, deployment=names[node]) for node in found}
+    texts = {node: sources.sources_of(code.module_of(node._deployment.func_or_class)) for node in found}
     return AppSpec(
         name=name,
         route_prefix=route_prefix,
         ingress=names[app],
-        deployments=tuple(_spec(name, node, names[node], refs, node is app) for node in found),
+        deployments=tuple(_spec(name, node, names[node], refs, texts[node], node is app) for node in found),
         sys_path=tuple(dict.fromkeys(sys_path if sys_path is not None else _search_path())),
         cwd=cwd if cwd is not None else os.getcwd(),
+        sources=sources.merged(texts.values()),
     )
 
 
@@ -156,7 +158,12 @@ def _free_name(base: str, taken: set[str], counts: dict[str, int]) -> str:
 
 
 def _spec(
-    app: str, node: Application[Any], name: str, refs: dict[Application[Any], HandleRef], root: bool
+    app: str,
+    node: Application[Any],
+    name: str,
+    refs: dict[Application[Any], HandleRef],
+    texts: dict[str, Source],
+    root: bool,
 ) -> DeploymentSpec:
     target: Any = node._deployment.func_or_class
     options = node._deployment.all_options
@@ -171,7 +178,7 @@ def _spec(
         kind="class" if isinstance(target, type) else "function",
         ingress=root,
         asgi=_is_asgi(node),
-        version=_version(packed, init, msgspec.msgpack.encode(restart_options(options))),
+        version=_version(packed, texts, init, msgspec.msgpack.encode(restart_options(options))),
     )
 
 
@@ -201,8 +208,9 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
         raise OptionError(f"{where}: it cannot be made with request_router_kwargs={arguments}: {error}") from error
 
 
-def _version(packed: CodeRef, init: bytes, restart: bytes) -> str:
-    parts = (code.fingerprint(packed), sha256(code.without_tracks(init)).digest(), sha256(restart).digest())
+def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: bytes) -> str:
+    written = code.fingerprint(packed) + sources.fingerprint(texts)
+    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(restart).digest())
     return sha256(b"".join(parts)).hexdigest()
 
 

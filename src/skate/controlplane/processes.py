@@ -84,6 +84,7 @@ class Processes:
             controller=self._config.address,
             sys_path=wanted.goal.spec.sys_path,
             cwd=wanted.goal.spec.cwd,
+            sources=wanted.goal.spec.sources,
         )
         return ProcessSpec(action.id, "replica", f"skate: replica {action.id}", REPLICA_ENTRY, _encode(config))
 

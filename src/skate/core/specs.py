@@ -50,8 +50,18 @@ class DeploymentSpec(msgspec.Struct, frozen=True):
         return f"{self.app}/{self.name}"
 
 
+class Source(msgspec.Struct, frozen=True):
+    """The text of a module when it was deployed, compressed (zlib), and where it lay."""
+
+    path: str
+    text: bytes
+
+
 class AppSpec(msgspec.Struct, frozen=True):
-    """One application, as wanted. ``route_prefix`` None: not reachable by HTTP."""
+    """One application, as wanted. ``route_prefix`` None: not reachable by HTTP.
+
+    ``sources``: the user's own modules that it is made of, by name; empty where they are too many to be kept.
+    """
 
     name: str
     route_prefix: str | None
@@ -59,6 +69,7 @@ class AppSpec(msgspec.Struct, frozen=True):
     deployments: tuple[DeploymentSpec, ...]
     sys_path: tuple[str, ...] = ()  # put in front of the replica's sys.path
     cwd: str | None = None
+    sources: dict[str, Source] = {}
 
 
 class HttpOptions(msgspec.Struct, frozen=True):
@@ -99,6 +110,7 @@ class ReplicaConfig(msgspec.Struct, frozen=True):
     controller: str  # address of the controller
     sys_path: tuple[str, ...] = ()
     cwd: str | None = None
+    sources: dict[str, Source] = {}
 
 
 class ProxyConfig(msgspec.Struct, frozen=True):
