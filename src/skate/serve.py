@@ -21,7 +21,9 @@ from skate.authoring.ingress import ingress
 from skate.controlplane import instance as instances
 from skate.controlplane.instance import EngineName
 from skate.core import context
+from skate.core.admin_options import admin_options as read_admin_options
 from skate.core.context import ReplicaContext, RequestContext
+from skate.core.environment import environment
 from skate.core.errors import ContextError, NotFoundError, NotRunningError, OptionError
 from skate.core.options import check_http_options, check_name, check_route_prefix
 from skate.core.specs import AppSpec, HttpOptions, ServeStatus
@@ -62,6 +64,7 @@ def start(
     *,
     http_options: HttpOptions | Mapping[str, Any] | None = None,
     http: bool = True,
+    admin_options: Mapping[str, Any] | None = None,
     proxies: int = 1,
     engine: EngineName = "process",
     preload: Sequence[str] = (),
@@ -70,7 +73,9 @@ def start(
 
     ``http_options``: a dict or HttpOptions with ``host`` (default ``127.0.0.1``), ``port`` (8000; 0 takes a free one),
     ``root_path``, ``request_timeout_s`` (None: no limit), ``keep_alive_timeout_s`` (90), ``max_body_bytes``
-    (100 MiB), ``show_traceback`` (False). ``http`` False: no HTTP at all. ``proxies``: processes that share the
+    (100 MiB), ``show_traceback`` (False). ``http`` False: no HTTP at all.
+    ``admin_options``: a dict with ``host`` (default ``127.0.0.1``), ``port`` (8265) and ``token_file`` of the REST API;
+    None: there is none. ``proxies``: processes that share the
     port. ``engine``: ``process`` (default) or ``inline`` (everything in this process, for tests). ``preload``:
     modules that the template imports before replicas are forked from it.
 
@@ -86,8 +91,10 @@ def start(
     if engine not in ("process", "inline"):
         raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
     options = _http_options(http_options) if http else None
-    instance, new = instances.start(options, engine=engine, proxies=proxies, preload=tuple(preload))
-    if not new and (http_options is not None or preload or proxies != 1 or not http or engine != "process"):
+    admin = None if admin_options is None else read_admin_options(admin_options, environment().admin_token)
+    instance, new = instances.start(options, engine=engine, proxies=proxies, preload=tuple(preload), admin=admin)
+    given = http_options is not None or admin is not None or preload or proxies != 1 or not http or engine != "process"
+    if not new and given:
         logger.warning("serve.start(): an instance is running already; its options stay as they are")
     callers.start(instance.address)
 

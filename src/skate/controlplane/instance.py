@@ -23,7 +23,7 @@ from skate.controlplane.client import ControllerClient
 from skate.core.clock import SystemClock
 from skate.core.environment import environment
 from skate.core.errors import AddressInUseError, DeployError, NotRunningError, OptionError
-from skate.core.specs import AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
+from skate.core.specs import AdminOptions, AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
 from skate.dataplane import caller as callers
 from skate.dataplane.proxy.address import bind
 from skate.dataplane.transport.peers import Peer, connect
@@ -48,6 +48,7 @@ MODULES = (  # imported once by the supervisor, before everything else is forked
     "skate.dataplane.proxy.server",
     "uvloop",
 )
+ADMIN_MODULE = "skate.admin.server"  # likewise, where there is a REST API
 POLL_S = 0.005
 LOG_SHOWN_MAX = 4000  # characters of a log in a message
 
@@ -211,9 +212,9 @@ class Instance:
 
     # -- starting -------------------------------------------------------------------------------
 
-    def begin_inline(self, http: HttpOptions | None) -> None:
+    def begin_inline(self, http: HttpOptions | None, admin: AdminOptions | None = None) -> None:
         """Runs the controller, and through it everything else, on this process's I/O thread."""
-        config = ControllerConfig(self.runtime_dir, self.address, http)
+        config = ControllerConfig(self.runtime_dir, self.address, http, admin=admin)
         life_box: list[Life] = []
 
         async def main() -> None:
@@ -259,18 +260,20 @@ def _start(
     detached: bool,
     output: int | None,
     runtime_dir: str,
+    *,
+    admin: AdminOptions | None,
 ) -> Instance:
     if http is not None:
         check_port(http)
     address = f"unix:{os.path.join(runtime_dir, 'controller.sock')}"
-    config = ControllerConfig(runtime_dir, address, http, proxies)
+    config = ControllerConfig(runtime_dir, address, http, proxies, admin)
     controller = ProcessSpec(
         "controller", "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
     )
     launched = launch(
         runtime_dir,
         controller,
-        modules=MODULES,
+        modules=MODULES if admin is None else (*MODULES, ADMIN_MODULE),
         preload=preload,
         sys_path=tuple(map(os.path.abspath, sys.path)) if preload else (),
         detached=detached,
@@ -323,9 +326,11 @@ def start(
     preload: tuple[str, ...] = (),
     detached: bool = False,
     output: int | None = None,
+    admin: AdminOptions | None = None,
 ) -> tuple[Instance, bool]:
     """The running instance, or a new one. The flag says whether it is new.
 
+    ``admin``: where its REST API is served; None: nowhere.
     ``output``: a descriptor for what the processes of a new one print; None: where this process prints.
     Raises AddressInUseError, OptionError for an unknown engine, ContextError inside a replica's process.
     """
@@ -339,9 +344,9 @@ def start(
             _inline_count += 1
             name = f"{os.getpid()}-{_inline_count}"
             _mine = Instance(f"memory:controller-{name}", None, name)
-            _mine.begin_inline(http)
+            _mine.begin_inline(http, admin)
         elif engine == "process":
-            _mine = _launch(http, proxies, preload, detached, output)
+            _mine = _launch(http, proxies, preload, detached, output, admin=admin)
         else:
             raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
         instance = _mine
@@ -372,11 +377,17 @@ def _log_of(instance: Instance) -> str:
 
 
 def _launch(
-    http: HttpOptions | None, proxies: int, preload: tuple[str, ...], detached: bool, output: int | None
+    http: HttpOptions | None,
+    proxies: int,
+    preload: tuple[str, ...],
+    detached: bool,
+    output: int | None,
+    *,
+    admin: AdminOptions | None,
 ) -> Instance:
     runtime_dir = environment().runtime_dir
     try:
-        return _start(http, proxies, preload, detached, output, runtime_dir)
+        return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin)
     except AlreadyRunningError:  # another process was faster, or the last one is still ending
         until = SystemClock().now() + START_TIMEOUT_S
         while SystemClock().now() < until:
@@ -384,7 +395,7 @@ def _launch(
                 return Instance(f"unix:{os.path.join(runtime_dir, 'controller.sock')}", None, runtime_dir)
             threading.Event().wait(POLL_S)
             try:
-                return _start(http, proxies, preload, detached, output, runtime_dir)
+                return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin)
             except AlreadyRunningError:
                 continue
         raise

@@ -84,6 +84,14 @@ class HttpOptions(msgspec.Struct, frozen=True):
     show_traceback: bool = False  # put the traceback of user errors into 500 bodies
 
 
+class AdminOptions(msgspec.Struct, frozen=True):
+    """Where the REST API is served, and the token that each of its requests must bear (None: none, loopback only)."""
+
+    host: str = "127.0.0.1"
+    port: int = 8265
+    token: str | None = None
+
+
 # -- processes ----------------------------------------------------------------------------------
 
 
@@ -122,6 +130,15 @@ class ProxyConfig(msgspec.Struct, frozen=True):
     share_port: bool = False  # other proxies listen on the same port (SO_REUSEPORT)
 
 
+class AdminConfig(msgspec.Struct, frozen=True):
+    """What the REST server is started with (``ProcessSpec.config`` of role admin). ``http``: shown to who asks."""
+
+    id: str
+    controller: str
+    admin: AdminOptions
+    http: HttpOptions | None = None
+
+
 class ControllerConfig(msgspec.Struct, frozen=True):
     """What the controller is started with (``ProcessSpec.config`` of role controller)."""
 
@@ -129,6 +146,7 @@ class ControllerConfig(msgspec.Struct, frozen=True):
     address: str
     http: HttpOptions | None  # None: no HTTP at all
     proxies: int = 1
+    admin: AdminOptions | None = None  # None: no REST API
 
 
 ReplicaPhase = Literal["starting", "importing", "loading", "ready", "draining", "failed"]
@@ -177,7 +195,7 @@ class LoopReport(msgspec.Struct, frozen=True):
 
 
 class ProxyReport(msgspec.Struct, frozen=True):
-    """What a proxy tells the controller: is it listening, or why not."""
+    """What a proxy, or the REST server (``report_admin``), tells the controller: is it listening, or why not."""
 
     id: str
     phase: Literal["starting", "ready", "failed"]
@@ -390,6 +408,7 @@ class ServeStatus(msgspec.Struct, frozen=True):
     calls: LedgerReport = LedgerReport()  # of all deployments
     calls_by_deployment: Counts = {}  # of those that ever had one, by "<app>/<deployment>"
     target_capacity: float | None = None
+    admin: ProxyStatus | None = None  # of the REST server; None: there is none
 
 
 # -- what is kept of what happened ---------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from skate.core.clock import Clock
+from skate.core.environment import handed_on
 from skate.core.errors import WireError
 from skate.core.specs import ProcessSpec
 from skate.engine import runtime_dir as directories
@@ -164,7 +165,13 @@ def _spawn(config: SupervisorConfig, output: int | None) -> _Spawned:
             file.write(msgspec.msgpack.encode(config))
             file.seek(0)
             return _Spawned(
-                command, stdin=file, stdout=output, stderr=output, pass_fds=inherited, start_new_session=True
+                command,
+                stdin=file,
+                stdout=output,
+                stderr=output,
+                env=handed_on(),
+                pass_fds=inherited,
+                start_new_session=True,
             )
     finally:
         if log is not None:
