@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,10 +13,13 @@ import skate
 from skate.cli import main, table
 from skate.cli.failure import Failure, shortened
 from skate.cli.reload import Recipe
-from skate.core.errors import OptionError
+from skate.controlplane import instance as instances
+from skate.core.errors import NotRunningError, OptionError
 from skate.core.specs import (
+    AdminOptions,
     ApplicationStatus,
     DeploymentStatus,
+    HttpOptions,
     LedgerReport,
     ProxyStatus,
     ReplicaStatus,
@@ -190,3 +194,62 @@ def test_a_salt_changes_the_versions_and_nothing_else(tmp_path: Path) -> None:
     assert plain == again
     assert plain.deployments[0].version != salted.deployments[0].version
     assert msgspec.structs.replace(salted.deployments[0], version=plain.deployments[0].version) == plain.deployments[0]
+
+
+# -- the REST API -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What an instance would have been started with; none is."""
+    given: dict[str, Any] = {}
+
+    def start(http: HttpOptions, **options: Any) -> None:
+        given.update(options)
+        raise NotRunningError("not in this test")
+
+    monkeypatch.setattr(instances, "start", start)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("words", "admin"),
+    [
+        ((), AdminOptions()),
+        (("--admin-port", "0"), AdminOptions(port=0)),
+        (("--admin-host", "::1"), AdminOptions(host="::1")),
+        (("--no-admin",), None),
+    ],
+)
+def test_an_instance_that_stays_has_a_rest_api_unless_it_shall_not(
+    started: dict[str, Any], words: tuple[str, ...], admin: AdminOptions | None
+) -> None:
+    invoke("start", *words)
+    assert started["admin"] == admin
+
+
+def test_one_in_the_foreground_has_it_when_asked(started: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "admin_app.py").write_text(HELLO)
+    run = ("run", "admin_app:app", "--app-dir", str(tmp_path))
+    invoke(*run)
+    assert started["admin"] is None
+    invoke(*run, "--admin-port", "8266")
+    assert started["admin"] == AdminOptions(port=8266)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--admin-host", "0.0.0.0"), 1, "set a token in SKATE_ADMIN_TOKEN"),
+        (("--admin-port", "65536"), 1, "port=65536"),
+        (("--admin-token-file", "/nowhere"), 1, "cannot be read"),
+        (("--admin-port", "1", "--no-admin"), 2, "contradicts"),
+        (("--admin-token", "secret"), 2, "No such option"),
+    ],
+)
+def test_a_rest_api_open_to_others_is_refused(
+    started: dict[str, Any], words: tuple[str, ...], code: int, said: str
+) -> None:
+    result = invoke("start", *words)
+    assert (result.exit_code, started) == (code, {})
+    assert said in result.stderr
