@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from fastapi.openapi.models import OpenAPI
 
 from skate.admin.api import ENDPOINTS, PLANS_MAX
 from skate.admin.body import BODY_MAX, DEPTH_MAX, depth
 from skate.admin.files import REDACTED, read_file, shown_file
+from skate.admin.openapi import document
 from skate.controlplane.client import ControllerClient
 from skate.core.config import ApplyRequest
 from skate.core.errors import CallTimeoutError, DeployError, NotFoundError, NotRunningError, OptionError
@@ -388,14 +390,32 @@ def references(value: Any) -> list[str]:
     return [one for each in value for one in references(each)] if isinstance(value, list) else []
 
 
+def resolves(document: Any, reference: str) -> bool:
+    for step in reference.removeprefix("#/").split("/"):
+        document = document.get(step)
+    return document is not None
+
+
+def test_the_schema_of_files_keeps_its_references() -> None:
+    file = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "properties": {"applications": {"items": {"$ref": "#/definitions/application"}}},
+        "definitions": {"application": {"type": "object", "properties": {"$ref": {"type": "string"}}}},
+    }
+    made = document(ENDPOINTS, "1", False, file)
+    assert all(resolves(made, reference) for reference in references(made))
+    assert "#/components/schemas/FileBody/definitions/application" in references(made)
+    assert made["components"]["schemas"]["FileBody"]["definitions"] == file["definitions"]
+
+
 def test_the_openapi_document_is_complete() -> None:
     async def test(controller: FakeController, web: httpx.AsyncClient) -> None:
         told = (await web.get("/openapi.json")).json()
         assert told["openapi"] == "3.1.0"
+        OpenAPI.model_validate(told)
         operations = {(method.upper(), path) for path, methods in told["paths"].items() for method in methods}
         assert operations == {(one.method, one.path) for one in ENDPOINTS}
-        known = {f"#/components/schemas/{name}" for name in told["components"]["schemas"]}
-        assert set(references(told)) <= known
+        assert references(told) and all(resolves(told, reference) for reference in references(told))
         names = [each["operationId"] for methods in told["paths"].values() for each in methods.values()]
         assert len(names) == len(set(names))
         assert "securitySchemes" not in told["components"]

@@ -14,7 +14,7 @@ import asyncio
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -101,7 +101,7 @@ class Api:
     controller: Callable[[], ControllerClient]
     clock: Clock
     http: HttpOptions | None = None
-    document: Mapping[str, Any] = field(default_factory=dict)  # OpenAPI
+    document: Callable[[], Mapping[str, Any]] = dict  # OpenAPI
     plans: int = 0  # under way
 
 
@@ -221,7 +221,7 @@ async def get_health(api: Api, asked: Asked) -> Response:
 
 
 async def get_openapi(api: Api, asked: Asked) -> Response:
-    return json_response(api.document)
+    return json_response(api.document())
 
 
 _APPS = "/api/serve/applications/"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,7 +21,7 @@ from skate.admin.openapi import document
 
 def build(api: Api, token: str | None, version: str) -> Starlette:
     """The REST API over ``api``. ``token``: what each request must bear; None: it must come from this machine."""
-    api.document = document(ENDPOINTS, version, token is not None, {"type": "object"})
+    api.document = cache(partial(document, ENDPOINTS, version, token is not None, {"type": "object"}))
     return Starlette(
         routes=list(_routes(api)),
         middleware=[Middleware(Guard, token=token)],

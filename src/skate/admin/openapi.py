@@ -24,14 +24,30 @@ def document(endpoints: Iterable[Endpoint], version: str, token: bool, file: Map
     paths: dict[str, dict[str, Any]] = {}
     for one in endpoints:
         paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, token)
-    application = {"type": "object", "description": "One application as a file has it; its name may be left out."}
-    components: dict[str, Any] = {
-        "schemas": {**_schemas(endpoints), FileBody.__name__: dict(file), ApplicationBody.__name__: application}
-    }
+    components: dict[str, Any] = {"schemas": {**_schemas(endpoints), **_of_files(file)}}
     if token:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     about = {"title": "Skate", "version": version, "description": "Deploys, shows and changes what an instance serves."}
     return {"openapi": "3.1.0", "info": about, "paths": paths, "components": components}
+
+
+def _of_files(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of files as components: its references point to where its definitions are now."""
+    here = _REF.format(name=FileBody.__name__)
+    whole = {key: _moved(value, here) for key, value in schema.items() if key != "$schema"}
+    application: dict[str, Any] = {"type": "object"}
+    if "application" in schema.get("definitions", {}):
+        application = {"$ref": f"{here}/definitions/application"}
+    return {FileBody.__name__: whole, ApplicationBody.__name__: application}
+
+
+def _moved(value: Any, to: str) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: to + one.removeprefix("#") if key == "$ref" and isinstance(one, str) else _moved(one, to)
+            for key, one in value.items()
+        }
+    return [_moved(one, to) for one in value] if isinstance(value, list) else value
 
 
 def _schemas(endpoints: tuple[Endpoint, ...]) -> dict[str, Any]:
