@@ -15,6 +15,7 @@ from fastapi.openapi.models import OpenAPI
 
 from skate.admin.api import ENDPOINTS, PLANS_MAX
 from skate.admin.body import BODY_MAX, DEPTH_MAX, depth
+from skate.admin.endpoints import Endpoint
 from skate.admin.files import REDACTED, read_file, shown_file
 from skate.admin.openapi import document
 from skate.controlplane.client import ControllerClient
@@ -91,7 +92,7 @@ def test_secrets_are_not_shown() -> None:
             assert "secret" not in answer.text
             assert answer.text.count(REDACTED) >= 3
         env = answer.json()["deployed_app_config"]["runtime_env"]
-        assert env == {"env_vars": {"KEY": REDACTED}, "working_dir": f"https://{REDACTED}@example.org/a.zip"}
+        assert env == {"env_vars": {"KEY": REDACTED}, "pip": [f"https://{REDACTED}@example.org/a.whl"]}
 
     run(test)
 
@@ -101,7 +102,8 @@ def test_what_was_shown_redacted_is_not_taken_for_a_value() -> None:
         shown = shown_file(read_file(FILE))
         answer = await web.put(APPS, json=shown)
         assert answer.status_code == 400
-        assert "applications[0].runtime_env.env_vars.KEY" in answer.json()["message"]
+        for place in ("runtime_env.env_vars.KEY", "runtime_env.pip[0]", "deployments[0].ray_actor_options.runtime_env"):
+            assert f"applications[0].{place}" in answer.json()["message"]
         assert controller.calls == []
 
     run(test)
@@ -284,12 +286,16 @@ def test_status_version_metrics_health() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if one.path.startswith("/api/serve")], ids=str)
-def test_without_the_controller_it_is_503_and_no_wait(endpoint: Any) -> None:
+def named(endpoint: Endpoint) -> str:
+    return f"{endpoint.method} {endpoint.path}"
+
+
+@pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if one.path.startswith("/api/serve")], ids=named)
+def test_without_the_controller_it_is_503_and_no_wait(endpoint: Endpoint) -> None:
     async def test(controller: FakeController, web: httpx.AsyncClient) -> None:
         controller.here = False
         path = endpoint.path.format(name="shop", deployment="Model")
-        body = {} if endpoint.method in NO_BODY else {"json": {} if endpoint.optional else FILE}
+        body: dict[str, Any] = {} if endpoint.method in NO_BODY else {"json": {} if endpoint.optional else FILE}
         if path.endswith("applications/shop") and body:
             body = {"json": FILE["applications"][0]}
         answer = await web.request(endpoint.method, path, **body)

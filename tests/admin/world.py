@@ -56,7 +56,7 @@ FILE = {
             "name": "shop",
             "import_path": "shop.app:build",
             "route_prefix": "/shop",
-            "runtime_env": {"env_vars": {"KEY": "secret-1"}, "working_dir": "https://jo:secret-2@example.org/a.zip"},
+            "runtime_env": {"env_vars": {"KEY": "secret-1"}, "pip": ["https://jo:secret-2@example.org/a.whl"]},
             "deployments": [
                 {
                     "name": "Model",
