@@ -278,7 +278,7 @@ def test_status_version_metrics_health() -> None:
     async def test(controller: FakeController, web: httpx.AsyncClient) -> None:
         status = msgspec.json.decode((await web.get("/api/serve/status")).content, type=ServeStatus)
         assert status == controller.seen
-        assert set((await web.get("/api/ray/version")).json()) == {"skate_version", "python_version"}
+        assert set((await web.get("/api/ray/version")).json()) == {"skate_version", "python_version", "ray_version"}
         metrics = await web.get("/metrics")
         assert (metrics.text, metrics.headers["content-type"][:10]) == ("skate_up 1\n", "text/plain")
         assert (await web.get("/-/healthz")).text == "success"

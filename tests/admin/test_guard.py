@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skate.admin.guard import refusal
+from skate.admin.guard import LINES_MAX, refusal
 from skate.core.admin_options import TOKEN_MIN, admin_options, is_loopback
 from skate.core.environment import read
 from skate.core.errors import OptionError
@@ -169,6 +169,17 @@ def test_the_answer_says_how_to_authenticate_and_lets_no_page_read_it() -> None:
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
     asyncio.run(test())
+
+
+def test_who_is_refused_stands_in_the_log_but_not_too_often(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with api(FakeController(), TOKEN) as web:
+            for _ in range(LINES_MAX + 3):
+                await web.get(APPS, headers={"authorization": "Bearer wrong-one"})
+
+    asyncio.run(test())
+    assert caplog.text.count("a GET from 127.0.0.1 was refused: the request names another token") == LINES_MAX
+    assert "wrong-one" not in caplog.text
 
 
 def test_a_body_is_not_read_before_its_sender_is_known() -> None:

@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+import uvloop
 
 from skate.admin import server
 from skate.admin.body import BODY_MAX
@@ -92,11 +93,22 @@ async def served(controller: Controller, **options: Any) -> AsyncIterator[httpx.
     await until(lambda: len(asyncio.all_tasks()) == 1)
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
+Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
-def test_it_serves_and_never_waits_for_a_controller_that_is_away() -> None:
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a test on a loop of this kind."""
+
+    def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        make = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=make) as runner:
+            runner.run(test())
+
+    return run
+
+
+def test_it_serves_and_never_waits_for_a_controller_that_is_away(run: Run) -> None:
     async def test() -> None:
         controller = Controller()
         async with served(controller) as web:
@@ -114,7 +126,7 @@ def test_it_serves_and_never_waits_for_a_controller_that_is_away() -> None:
     run(test)
 
 
-def test_a_call_under_way_ends_with_the_controller() -> None:
+def test_a_call_under_way_ends_with_the_controller(run: Run) -> None:
     async def test() -> None:
         controller = Controller()
         async with served(controller) as web:
@@ -128,7 +140,7 @@ def test_a_call_under_way_ends_with_the_controller() -> None:
     run(test)
 
 
-def test_what_nobody_waits_for_is_cancelled() -> None:
+def test_what_nobody_waits_for_is_cancelled(run: Run) -> None:
     async def test() -> None:
         controller = Controller()
         async with served(controller) as web:
@@ -141,7 +153,7 @@ def test_what_nobody_waits_for_is_cancelled() -> None:
     run(test)
 
 
-def test_the_end_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_does_not_wait_for_what_hangs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "DRAIN_S", 0.01)
 
     async def test() -> None:
@@ -155,7 +167,7 @@ def test_the_end_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -
     run(test)
 
 
-def test_a_taken_port_is_said_and_the_process_ends() -> None:
+def test_a_taken_port_is_said_and_the_process_ends(run: Run) -> None:
     async def test() -> None:
         controller = Controller()
         await controller.start()
@@ -175,7 +187,7 @@ def test_a_taken_port_is_said_and_the_process_ends() -> None:
     run(test)
 
 
-def test_an_address_of_others_without_a_token_is_not_listened_on() -> None:
+def test_an_address_of_others_without_a_token_is_not_listened_on(run: Run) -> None:
     async def test() -> None:
         controller = Controller()
         await controller.start()
@@ -190,7 +202,7 @@ def test_an_address_of_others_without_a_token_is_not_listened_on() -> None:
     run(test)
 
 
-def test_requests_beyond_the_limit_are_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_beyond_the_limit_are_sent_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUESTS_MAX", 1)
     monkeypatch.setattr(server, "QUEUE_MAX", 0)
 
@@ -208,7 +220,7 @@ def test_requests_beyond_the_limit_are_sent_away(monkeypatch: pytest.MonkeyPatch
     run(test)
 
 
-def test_connections_beyond_the_limit_are_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_beyond_the_limit_are_sent_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
 
     async def test() -> None:
@@ -222,7 +234,7 @@ def test_connections_beyond_the_limit_are_sent_away(monkeypatch: pytest.MonkeyPa
     run(test)
 
 
-def test_a_stranger_is_sent_away_before_the_body_comes() -> None:
+def test_a_stranger_is_sent_away_before_the_body_comes(run: Run) -> None:
     async def test() -> None:
         async with served(Controller(), token=TOKEN) as web:
             reader, writer = await asyncio.open_connection("127.0.0.1", web.base_url.port)
@@ -238,7 +250,7 @@ def test_a_stranger_is_sent_away_before_the_body_comes() -> None:
     run(test)
 
 
-def test_a_body_above_the_limit_is_refused() -> None:
+def test_a_body_above_the_limit_is_refused(run: Run) -> None:
     async def test() -> None:
         async with served(Controller()) as web:
             answer = await web.put("/api/serve/applications/", content=b"x" * (BODY_MAX + 1))

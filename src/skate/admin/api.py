@@ -76,10 +76,11 @@ class Plans(msgspec.Struct, frozen=True):
 
 
 class Version(msgspec.Struct, frozen=True):
-    """What runs here."""
+    """What runs here. ``ray_version``: whose REST API this is; clients of Ray Serve ask for it before anything else."""
 
     skate_version: str
     python_version: str
+    ray_version: str = "2.60.0"
 
 
 class ScaleBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

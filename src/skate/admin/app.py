@@ -24,7 +24,7 @@ def build(api: Api, token: str | None, version: str) -> Starlette:
     api.document = cache(partial(document, ENDPOINTS, version, token is not None, {"type": "object"}))
     return Starlette(
         routes=list(_routes(api)),
-        middleware=[Middleware(Guard, token=token)],
+        middleware=[Middleware(Guard, token=token, clock=api.clock)],
         exception_handlers={HTTPException: _http_failure, Exception: _failure},
     )
 

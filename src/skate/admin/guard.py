@@ -10,6 +10,7 @@ Nothing here ever gives that consent (CORS). ``refusal`` is pure.
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 from typing import NamedTuple
 
@@ -18,9 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skate.admin.answers import Failure, failure_response
 from skate.core.admin_options import is_loopback
+from skate.core.clock import Clock
 from skate.core.environment import ADMIN_TOKEN
+from skate.core.pace import Pace
 from skate.dataplane.proxy.front import FORWARDED
 
+logger = logging.getLogger("skate.admin")
+
+LINES_MAX = 5  # of the log in a second, about requests that were refused
 READING = ("GET", "HEAD", "OPTIONS")  # change nothing
 WITH_BODY = ("POST", "PUT", "PATCH")
 OWN_SITE = (b"same-origin", b"none")  # of Sec-Fetch-Site; none: the user's own doing, such as a typed address
@@ -42,9 +48,11 @@ Headers = list[tuple[bytes, bytes]]
 class Guard:
     """The application behind it sees only requests that may be made."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, clock: Clock) -> None:
         self.app = app
         self.token = token
+        self.clock = clock
+        self.pace = Pace(LINES_MAX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI; only HTTP comes here."""
@@ -55,8 +63,13 @@ class Guard:
             await send(message)
 
         refused = refusal(scope["method"], scope["headers"], self.token)
-        app = self.app if refused is None else failure_response(refused)
-        await app(scope, receive, send_more)
+        if refused is None:
+            await self.app(scope, receive, send_more)
+            return
+        if (skipped := self.pace.allow(self.clock.now())) is not None:
+            who, more = (scope.get("client") or ("somebody",))[0], f" ({skipped} more were, too)" if skipped else ""
+            logger.warning("a %s from %s was refused: %s%s", scope["method"], who, refused, more)
+        await failure_response(refused)(scope, receive, send_more)
 
 
 def refusal(method: str, headers: Headers, token: str | None) -> Failure | None:
