@@ -58,7 +58,7 @@ class Controller:
     def accept(self, exchange: Exchange) -> None:
         method = exchange.head.method
         self.asked.append(method)
-        if method == "report_admin":
+        if method == "report_proxy":
             self.reports.append(msgspec.msgpack.decode(exchange.body, type=ProxyReport))
             exchange.reply(b"")
         elif self.hangs:

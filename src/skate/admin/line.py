@@ -23,7 +23,7 @@ logger = logging.getLogger("skate.admin")
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach the controller
 STEADY_S = 1.0  # a line that lived this long is tried again at once when it is lost
 TOLD_S = 5.0  # for the controller to hear why the server ends
-REPORT = "report_admin"
+REPORT = "report_proxy"
 
 
 class Line:

@@ -195,7 +195,7 @@ class LoopReport(msgspec.Struct, frozen=True):
 
 
 class ProxyReport(msgspec.Struct, frozen=True):
-    """What a proxy, or the REST server (``report_admin``), tells the controller: is it listening, or why not."""
+    """What a proxy, or the REST server, tells the controller: is it listening, or why not."""
 
     id: str
     phase: Literal["starting", "ready", "failed"]
