@@ -253,3 +253,10 @@ def test_a_rest_api_open_to_others_is_refused(
     result = invoke("start", *words)
     assert (result.exit_code, started) == (code, {})
     assert said in result.stderr
+
+
+def test_where_the_rest_api_is_or_why_it_is_not_stands_in_the_table() -> None:
+    admin = ProxyStatus("admin", "UNHEALTHY", 0, "127.0.0.1:8265", "another process uses this port")
+    lines = table.lines(ServeStatus(admin=admin), None, 0.0)
+    assert "Proxies   none, this instance runs without HTTP" in lines
+    assert "REST  UNHEALTHY  http://127.0.0.1:8265    another process uses this port" in lines

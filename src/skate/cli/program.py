@@ -14,25 +14,24 @@ from click.core import ParameterSource
 
 from skate import serve
 from skate.cli import reload, table
+from skate.cli.admin import OF_ADMIN, chosen_admin, of_admin
 from skate.cli.failure import Failure, show_traceback_if
 from skate.cli.foreground import Foreground, Source, start_detached, where
 from skate.cli.inbox import INTERRUPTED_CODE
 from skate.cli.load import check_preload, put_first
 from skate.cli.screen import Lines, Screen
 from skate.controlplane import instance as instances
-from skate.core.admin_options import admin_options
 from skate.core.clock import SystemClock
 from skate.core.environment import environment
 from skate.core.errors import NotFoundError, NotRunningError
-from skate.core.options import ADMIN_OPTIONS, check_http_options
-from skate.core.specs import AdminOptions, HttpOptions
+from skate.core.options import check_http_options
+from skate.core.specs import HttpOptions
 from skate.engine.runtime_dir import running_pid
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 VERBOSE = "skate.verbose"
-OF_ADMIN = {"host": "admin_host", "port": "admin_port", "token_file": "admin_token_file"}  # option -> parameter
-OF_INSTANCE = ("host", "port", "proxies", "preload", *OF_ADMIN.values(), "no_admin")
+OF_INSTANCE = ("host", "port", "proxies", "preload", *OF_ADMIN)
 
 
 class Program(click.Group):
@@ -70,8 +69,7 @@ def verbose(command: F) -> F:
 def of_instance(command: F) -> F:
     """Adds the options of an instance that is started."""
     for option in (
-        click.option("--no-admin", is_flag=True, help="No REST API."),
-        *(_admin_option(name, parameter) for name, parameter in reversed(OF_ADMIN.items())),
+        of_admin,
         click.option("--preload", multiple=True, metavar="MODULE", help="Imported before replicas are forked."),
         click.option("--proxies", type=click.IntRange(1, 64), default=1, show_default=True, help="HTTP processes."),
         click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."),
@@ -79,14 +77,6 @@ def of_instance(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-def _admin_option(name: str, parameter: str) -> Callable[[F], F]:
-    """One option of the REST API, as it is declared."""
-    declared = ADMIN_OPTIONS[name]
-    kind = click.INT if name == "port" else click.STRING
-    metavar = "FILE" if name == "token_file" else None
-    return click.option("--" + parameter.replace("_", "-"), type=kind, metavar=metavar, help=declared.about)
 
 
 def of_application(command: F) -> F:
@@ -192,20 +182,8 @@ def _starter(
         preload=given["preload"],
         detached=detached,
         output=output,
-        admin=_admin(given, by_default=detached),
+        admin=chosen_admin(given, by_default=detached),
     )
-
-
-def _admin(given: Mapping[str, Any], by_default: bool) -> AdminOptions | None:
-    """Where the REST API is served: where it was asked for, and for an instance that stays by default."""
-    asked = {name: given[parameter] for name, parameter in OF_ADMIN.items() if given[parameter] is not None}
-    if given["no_admin"]:
-        if asked:
-            raise click.UsageError("--no-admin contradicts the other options of the REST API")
-        return None
-    if not asked and not by_default:
-        return None
-    return admin_options(asked, environment().admin_token, "the REST API")
 
 
 def _unused() -> str:

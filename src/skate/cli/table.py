@@ -25,14 +25,16 @@ def lines(status: ServeStatus, supervisor_pid: int | None, now: float) -> list[s
 
 
 def _proxies(status: ServeStatus) -> list[str]:
-    if not status.proxies:
-        return ["Proxies   none, this instance runs without HTTP"]
+    none = [] if status.proxies else ["Proxies   none, this instance runs without HTTP"]
+    named = [(f"Proxy {proxy.id}", proxy) for proxy in status.proxies.values()]
+    if status.admin is not None:
+        named.append(("REST", status.admin))
     rows = []
-    for proxy in status.proxies.values():
+    for name, proxy in named:
         address = f"http://{proxy.address}" if proxy.address else ""
         pid = f"pid {proxy.pid}" if proxy.pid else ""
-        rows.append([f"Proxy {proxy.id}", coloured(proxy.status), address, pid, proxy.message])
-    return aligned(rows)
+        rows.append([name, coloured(proxy.status), address, pid, proxy.message])
+    return none + aligned(rows)
 
 
 def application_lines(status: ServeStatus, app: ApplicationStatus, now: float) -> list[str]:
