@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -257,6 +258,6 @@ def test_a_rest_api_open_to_others_is_refused(
 
 def test_where_the_rest_api_is_or_why_it_is_not_stands_in_the_table() -> None:
     admin = ProxyStatus("admin", "UNHEALTHY", 0, "127.0.0.1:8265", "another process uses this port")
-    lines = table.lines(ServeStatus(admin=admin), None, 0.0)
+    lines = [click.unstyle(line) for line in table.lines(ServeStatus(admin=admin), None, 0.0)]
     assert "Proxies   none, this instance runs without HTTP" in lines
     assert "REST  UNHEALTHY  http://127.0.0.1:8265    another process uses this port" in lines
