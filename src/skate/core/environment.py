@@ -77,11 +77,6 @@ def environment() -> Environment:
     return read(os.environ, os.getuid())
 
 
-def handed_on() -> dict[str, str]:
-    """The variables of this process for an instance that it starts: all but the token."""
-    return {name: value for name, value in os.environ.items() if name != ADMIN_TOKEN}
-
-
 def export(variables: Mapping[str, str]) -> None:
     """Sets variables of this process for user code that will run in it (``runtime_env: env_vars`` of a replica)."""
     os.environ.update(variables)
@@ -90,3 +85,8 @@ def export(variables: Mapping[str, str]) -> None:
 def export_default(name: str, value: str) -> None:
     """Sets a variable of this process unless it is set."""
     os.environ.setdefault(name, value)
+
+
+def handed_on() -> dict[str, str]:
+    """The variables of this process for an instance that it starts: all but the token."""
+    return {name: value for name, value in os.environ.items() if name != ADMIN_TOKEN}
