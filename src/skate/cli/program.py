@@ -13,11 +13,11 @@ import msgspec
 from click.core import ParameterSource
 
 from skate import serve
+from skate.authoring.load import check_preload, put_first
 from skate.cli import reload, table
 from skate.cli.failure import Failure, show_traceback_if
 from skate.cli.foreground import Foreground, Source, start_detached, where
 from skate.cli.inbox import INTERRUPTED_CODE
-from skate.cli.load import check_preload, put_first
 from skate.cli.screen import Lines, Screen
 from skate.controlplane import instance as instances
 from skate.core.clock import SystemClock

@@ -22,8 +22,9 @@ import msgspec
 from msgspec.structs import replace
 
 from skate import serve
-from skate.cli.failure import said, short_path
-from skate.cli.load import application, put_first
+from skate.authoring.load import application, put_first
+from skate.authoring.traces import short_path
+from skate.cli.failure import said
 from skate.core.errors import ImportPathError, OptionError
 from skate.core.specs import AppSpec
 

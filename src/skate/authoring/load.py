@@ -1,4 +1,4 @@
-"""From an import path and ``key=value`` words to a bound application.
+"""From an import path and the arguments of a builder to a bound application.
 
 Law: every way in which this can fail is an ImportPathError that names the module or attribute, the place in the user's
 file, and what to write instead. User code runs here; what it raises is never shown as a mistake of Skate.
@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 
 from skate.authoring.deployment import Application, Deployment
-from skate.cli.failure import one_line, place
+from skate.authoring.traces import one_line, place
 from skate.core.checks import nearest, shown
 from skate.core.errors import ImportPathError
 
 
-def application(path: str, arguments: Mapping[str, str], app_dir: str = ".") -> Application[Any]:
+def application(path: str, arguments: Mapping[str, Any], app_dir: str = ".") -> Application[Any]:
     """The application at ``module:attribute``; a builder function is called with the arguments."""
     put_first(app_dir)
     module_name, attribute = parsed(path)
@@ -127,7 +127,7 @@ def _kind(value: Any) -> str:
 # -- builders -----------------------------------------------------------------------------------------
 
 
-def _built(builder: Callable[..., Any], arguments: Mapping[str, str], path: str) -> Application[Any]:
+def _built(builder: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> Application[Any]:
     value = _converted(_parameter_type(builder, path), arguments, path)
     try:
         made = builder(value)
@@ -163,7 +163,7 @@ def _parameter_type(builder: Callable[..., Any], path: str) -> Any:
     return dict if origin in (Any, dict, Mapping) or isinstance(origin, str) else annotation
 
 
-def _converted(kind: Any, arguments: Mapping[str, str], path: str) -> Any:
+def _converted(kind: Any, arguments: Mapping[str, Any], path: str) -> Any:
     if kind is dict or (inspect.isclass(kind) and issubclass(dict, kind)):
         return dict(arguments)
     try:
