@@ -69,7 +69,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "rich": ("cli",),
     "watchfiles": ("cli",),
     "websockets": ("dataplane/proxy",),
-    "yaml": ("authoring/config.py",),
+    "yaml": ("authoring/document.py",),
 }
 CORE_MAY_IMPORT = sys.stdlib_module_names | {"msgspec", PACKAGE}
 BANNED_WORDS = {"manager", "managers", "helper", "helpers", "util", "utils", "info", "infos", "wrapper", "wrappers"}

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from skate.core.specs import AppSpec
+
 
 class AppConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """One application of a file. ``deployments``: options over those of the code, by name of the deployment."""
@@ -58,3 +60,14 @@ class BuildRequest(msgspec.Struct, frozen=True):
     logging_config: dict[str, Any] | None = None  # of the whole file
     sys_path: tuple[str, ...] = ()
     cwd: str | None = None
+
+
+class BuildResult(msgspec.Struct, frozen=True):
+    """What a builder answers, by the control call ``built``: one of the two.
+
+    ``error``: one readable line, and after it the user's own lines of the traceback.
+    """
+
+    id: str  # of the process
+    spec: AppSpec | None = None
+    error: str = ""
