@@ -307,20 +307,20 @@ class _Reading:
             elif key in HTTP_WITHOUT_VALUE and value in (None, []):
                 continue  # says that there is none, which is so
             elif key in HTTP_WITHOUT_VALUE:
-                self.told(steps, lambda key=key, value=value: check_http_options({key: value}, "-"), key)
+                try:
+                    check_http_options({key: value}, "-")
+                except OptionError as error:
+                    self.told(steps, error, key)
             else:
                 ours[key] = value
         return self.options(steps, ours, HTTP_OPTIONS)
 
-    def told(self, steps: Steps, check: Any, key: str = "") -> None:
-        """Notes the mistake that another floor finds; it names the place ``-``."""
-        try:
-            check()
-        except OptionError as error:
-            said = str(error).removeprefix("-: ")
-            named = re.match(r"([a-z_]\w*)(?=[.=\[])", said)
-            at = (*steps, key or (named[1] if named else "")) if key or named else steps
-            self.document.wrong_at(self.document.spot(at, key=bool(key)), f"{place(steps)}: {said}")
+    def told(self, steps: Steps, error: OptionError, key: str = "") -> None:
+        """Notes a mistake that another floor found; it calls the place ``-``."""
+        said = str(error).removeprefix("-: ")
+        named = re.match(r"([a-z_]\w*)(?=[.=\[])", said)
+        at = (*steps, key or (named[1] if named else "")) if key or named else steps
+        self.document.wrong_at(self.document.spot(at, key=bool(key)), f"{place(steps)}: {said}")
 
     # -- applications -------------------------------------------------------------------------------
 
@@ -428,7 +428,16 @@ class _Reading:
         self.one((*steps, "name"), _NAME, name, {})
         self.options(steps, options, options_of(DeploymentOptions))
         if len(self.document.mistakes) == before:  # each by itself is right; are they right together?
-            self.told(steps, lambda: deployment_options(options, where="-", stacklevel=0))
+            self.together(steps, options)
+
+    def together(self, steps: Steps, options: Mapping[str, Any]) -> None:
+        """Contradictions between options of the file; what depends on the code's options is seen once that is known."""
+        try:
+            deployment_options(options, where="-", stacklevel=0)
+        except OptionError as error:
+            involved = set(re.findall(r"\w+", str(error))) & options_of(DeploymentOptions).keys()
+            if involved <= options.keys():
+                self.told(steps, error)
 
 
 # -- small things -----------------------------------------------------------------------------------

@@ -25,10 +25,19 @@ from skate.core.errors import ImportPathError
 
 
 def application(path: str, arguments: Mapping[str, Any], app_dir: str = ".") -> Application[Any]:
-    """The application at ``module:attribute``; a builder function is called with the arguments."""
+    """The application at ``module:attribute``; a builder function is called with the arguments.
+
+    Modules are looked for in ``app_dir`` and the working directory first. Raises ``ImportPathError``.
+    """
     put_first(app_dir)
+    way_out = "go to the directory that holds it, or name that with --app-dir"
+    return imported(path, arguments, f"in {os.path.abspath(app_dir)} or on Python's import path; {way_out}")
+
+
+def imported(path: str, arguments: Mapping[str, Any], looked: str) -> Application[Any]:
+    """The same on the import path as it is. ``looked``: where modules are looked for, and what to do, in words."""
     module_name, attribute = parsed(path)
-    found = _attribute(_module(module_name, path, app_dir), attribute, path)
+    found = _attribute(_module(module_name, looked), attribute, path)
     if isinstance(found, Application):
         if arguments:
             raise ImportPathError(
@@ -87,15 +96,12 @@ def parsed(path: str) -> tuple[str, str]:
     return module, attribute
 
 
-def _module(name: str, path: str, app_dir: str) -> Any:
+def _module(name: str, looked: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise ImportPathError(
-                f"there is no module {error.name!r} in {os.path.abspath(app_dir)} or on Python's import path; go to "
-                "the directory that holds it, or name that with --app-dir"
-            ) from error
+            raise ImportPathError(f"there is no module {error.name!r} {looked}") from error
         raise ImportPathError(f"module {name!r} does not import: {one_line(error)}{place(error)}") from error
     except SystemExit as error:
         raise ImportPathError(

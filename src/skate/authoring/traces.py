@@ -12,7 +12,10 @@ import traceback
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 
+from skate.core.errors import SkateError
+
 FRAMES_MAX = 6  # of one traceback
+TOLD_MAX = 32_000  # characters
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _FRAME = re.compile(r'^\s+(?:\|\s*)?File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -80,6 +83,16 @@ def place(error: BaseException) -> str:
         return ""
     last = frames[-1]
     return f" ({short_path(last.filename)}:{last.lineno}{f': {last.line}' if last.line else ''})"
+
+
+def told(error: BaseException) -> str:
+    """One readable line, and after it the user's own lines of the traceback, where there are any."""
+    own = isinstance(error, SkateError)
+    line = str(error) if own else f"{one_line(error)}{place(error)}"
+    culprit = (error.__cause__ or error) if own else error
+    if not place(culprit) or (own and culprit is error):
+        return line
+    return f"{line}\n{shortened(''.join(traceback.format_exception(culprit)))}"[:TOLD_MAX]
 
 
 def _frames(trace: TracebackType | None) -> Iterable[traceback.FrameSummary]:
