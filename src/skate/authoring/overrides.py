@@ -44,7 +44,7 @@ def build_app(
     folder = config.runtime_env.get("working_dir")
     home = folder or cwd
     if home is not None and settle:
-        _stand_in(home, config.name)
+        _stand_in(home)
     paths = tuple(dict.fromkeys(os.path.abspath(path) for path in (folder, *sys_path, cwd) if path))
     _put_first(paths)
     if settle:
@@ -56,11 +56,11 @@ def build_app(
     return overridden(build(app, config.name, config.route_prefix, paths, home), config, logging_config)
 
 
-def _stand_in(folder: str, app: str) -> None:
+def _stand_in(folder: str) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        raise ImportPathError(f"application {app!r} cannot stand in {folder}: {error.strerror}") from error
+        raise ImportPathError(f"the folder {folder} cannot be gone into: {error.strerror}") from error
 
 
 def _put_first(paths: tuple[str, ...]) -> None:
@@ -77,7 +77,7 @@ def overridden(spec: AppSpec, config: AppConfig, logging_config: Mapping[str, An
     for name in config.deployments:
         if name not in known:
             raise OptionError(
-                f"application {spec.name!r}: there is no deployment {name!r} in {config.import_path}"
+                f"there is no deployment {name!r} in {config.import_path}"
                 f"{nearest(name, known)}; its deployments are: {', '.join(known)}."
             )
     changed = (_deployment(one, config, logging_config) for one in spec.deployments)
@@ -85,7 +85,7 @@ def overridden(spec: AppSpec, config: AppConfig, logging_config: Mapping[str, An
 
 
 def _deployment(one: DeploymentSpec, config: AppConfig, logging_config: Mapping[str, Any] | None) -> DeploymentSpec:
-    where = f"application {one.app!r}, deployment {one.name!r}"
+    where = f"deployment {one.name!r}"
     options = deployment_options(config.deployments.get(one.name, {}), one.options, where, stacklevel=0)
     logs = config.logging_config or logging_config
     if options.logging_config is None and logs is not None:

@@ -279,7 +279,7 @@ def struct(cls: type[S], *, none: bool = False) -> Check:
             raise Refused(f"a dict or {cls.__name__}")
         return read_struct(cls, value)
 
-    return Check(f"a dict or {cls.__name__}" + (", or None" if none else ""), read, _or_none({"$ref": cls}, none), cls)
+    return Check(f"a dict or {cls.__name__}" + (", or None" if none else ""), read, _or_none({"$ref": cls}, True), cls)
 
 
 def read_struct(cls: type[S], given: Mapping[str, Any]) -> S:
