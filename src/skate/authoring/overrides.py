@@ -113,5 +113,7 @@ def _with_runtime_env(options: DeploymentOptions, of_app: RuntimeEnv) -> Deploym
         for name, option in declared.items()
     }
     merged["env_vars"] = {**of_app.env_vars, **own.env_vars}
+    if RuntimeEnv(**merged) == own:
+        return options
     actor: RayActorOptions = msgspec.structs.replace(options.ray_actor_options, runtime_env=RuntimeEnv(**merged))
     return msgspec.structs.replace(options, ray_actor_options=actor)

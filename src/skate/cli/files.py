@@ -29,6 +29,8 @@ from skate.core.environment import variables
 from skate.core.errors import SkateError
 from skate.core.specs import DeploymentSpec
 
+STDERR = 2  # what user code prints goes beside what we say
+
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
@@ -60,7 +62,7 @@ def _built(app: AppConfig, config: ServeConfig, app_dir: str) -> BuildResult:
     request = BuildRequest("validate", "", app, config.logging_config, paths, os.getcwd())
     try:
         given = msgspec.msgpack.encode(request)
-        answer = Interpreter().ask(["built"], app.import_path, given, output=sys.stderr.fileno())
+        answer = Interpreter().ask(["built"], app.import_path, given, output=STDERR)
     except SkateError as error:
         return BuildResult("validate", error=str(error))
     return msgspec.msgpack.decode(answer, type=BuildResult)
