@@ -48,7 +48,17 @@ INNER_FLOORS: dict[str, Floors] = {
         ("handle",),
         ("proxy", "replica"),
     ),
-    "controlplane": (("decide",), ("store client broadcast sightings controller",), ("instance",)),
+    "controlplane": (
+        ("decide",),
+        ("store client broadcast sightings",),
+        ("records publications processes",),
+        ("state",),
+        ("applications tellings builder",),
+        ("builds",),
+        ("calls",),
+        ("controller",),
+        ("instance",),
+    ),
 }
 PURE = {("dataplane", "wire"), ("dataplane", "routing"), ("controlplane", "decide")}
 BANNED_IN_PURE = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -14,6 +15,7 @@ from skate.controlplane.client import ControllerClient
 from skate.controlplane.controller import Controller
 from skate.controlplane.store import MemoryStore, Store
 from skate.core.clock import ManualClock
+from skate.core.config import BuildRequest, BuildResult
 from skate.core.specs import (
     ApplicationStatus,
     ControllerConfig,
@@ -23,6 +25,7 @@ from skate.core.specs import (
     ProcessSpec,
     ProxyConfig,
     ProxyReport,
+    Reconfiguration,
     ReplicaConfig,
     ReplicaPhase,
     ReplicaReport,
@@ -30,8 +33,10 @@ from skate.core.specs import (
     ServeStatus,
     Snapshot,
 )
-from skate.dataplane.transport.peers import Peer, connect
-from skate.engine.base import Action, EngineError, ForgetProcess, ProcessSeen, StartProcess, StopProcess
+from skate.dataplane.transport.exchange import Exchange
+from skate.dataplane.transport.peers import Listener, Peer, connect, listen
+from skate.engine.base import Action, Changed, EngineError, ForgetProcess, ProcessSeen, StartProcess, StopProcess
+from tests.decide.world import deployment, goal
 
 _numbers = itertools.count(1)
 _encode = msgspec.msgpack.encode
@@ -48,44 +53,59 @@ class Fake:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     peer: Peer | None = None
     grace_s: float | None = None
+    listener: Listener | None = None
+
+
+def _later(work: Coroutine[Any, Any, None]) -> None:
+    _tasks.add(task := asyncio.ensure_future(work))
+    task.add_done_callback(_tasks.discard)
+
+
+_tasks: set[asyncio.Future[None]] = set()
+
+
+def _seen(one: Fake) -> ProcessSeen:
+    return ProcessSeen(one.spec.id, one.spec.role, one.pid, one.exit_code is None, one.exit_code)
 
 
 class FakeEngine:
     """Runs what it is told as tasks that report; behaviour of a replica follows from its version's name.
 
     "bad": its constructor fails. "slow": ready when ``release`` is set. "busy": ends only when ``release`` is set.
+    It refuses the configuration "bad". What a builder does follows from the import path: see ``_builder``.
     """
 
     def __init__(self) -> None:
         self.processes: dict[str, Fake] = {}
         self.actions: list[Action] = []
         self.release = asyncio.Event()
+        self.told: list[tuple[str, str]] = []  # configurations, by replica
         self.refuse: str | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Changed] = []
 
     async def observe(self) -> list[ProcessSeen]:
-        return [
-            ProcessSeen(one.spec.id, one.spec.role, one.pid, one.exit_code is None, one.exit_code)
-            for one in self.processes.values()
-        ]
+        return [_seen(one) for one in self.processes.values()]
 
-    async def perform(self, action: Action) -> None:
+    async def perform(self, action: Action) -> ProcessSeen | None:
         self.actions.append(action)
         if isinstance(action, StartProcess):
             if self.refuse is not None:
                 raise EngineError(self.refuse)
             assert action.spec.id not in self.processes
             one = self.processes[action.spec.id] = Fake(action.spec, next(_numbers))
-            one.task = asyncio.create_task(self._replica(one) if one.spec.role == "replica" else self._proxy(one))
-        elif isinstance(action, StopProcess):
+            life = {"replica": self._replica, "proxy": self._proxy, "builder": self._builder}[one.spec.role]
+            one.task = asyncio.create_task(life(one))
+            return _seen(one)
+        if isinstance(action, StopProcess):
             found = self.processes.get(action.id)
             if found is not None:
                 found.grace_s = action.grace_s
                 found.stopping.set()
         elif isinstance(action, ForgetProcess):
             self.processes.pop(action.id, None)
+        return None
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Changed) -> None:
         self._callbacks.append(callback)
 
     async def close(self) -> None:
@@ -108,12 +128,16 @@ class FakeEngine:
             one.task.cancel()
         if one.peer is not None:
             one.peer.close()
+        if one.listener is not None:
+            _later(one.listener.close())
 
     def _ended(self, one: Fake, code: int) -> None:
         if one.exit_code is None:
             one.exit_code = code
+            if one.listener is not None:
+                _later(one.listener.close())
             for callback in self._callbacks:
-                callback()
+                callback(_seen(one))
 
     # -- what the processes do ------------------------------------------------------------------
 
@@ -121,10 +145,22 @@ class FakeEngine:
         config = msgspec.msgpack.decode(one.spec.config, type=ReplicaConfig)
         version = config.deployment.version
         name = f"replica {config.id}"
+        running = [config.deployment.config]
+        error = [""]
 
         async def say(phase: ReplicaPhase, message: str = "") -> None:
             assert one.peer is not None
-            await one.peer.ask("report_replica", _encode(ReplicaReport(config.id, phase, one.pid, message)))
+            report = ReplicaReport(config.id, phase, one.pid, message, running[0], error[0])
+            await one.peer.ask("report_replica", _encode(report))
+
+        async def take_up(exchange: Exchange) -> None:
+            wish = msgspec.msgpack.decode(exchange.body, type=Reconfiguration)
+            self.told.append((config.id, wish.config))
+            running[0], error[0] = (running[0], "ValueError: no") if wish.config == "bad" else (wish.config, "")
+            await say("ready")
+            exchange.reply(b"")
+
+        one.listener = await listen(config.address, lambda exchange: _later(take_up(exchange)), name)
 
         one.peer = await connect(config.controller, name)
         await say("loading")
@@ -150,6 +186,26 @@ class FakeEngine:
             await say("draining")
         if version == "busy":
             await self.release.wait()
+        one.peer.close()
+        self._ended(one, 0)
+
+    async def _builder(self, one: Fake) -> None:
+        """Import path "good": an application with the deployments that ``args`` names with their versions. "bad": it
+        does not import. "dies": the process ends. "hangs": until ``release`` is set.
+        """
+        request = msgspec.msgpack.decode(one.spec.config, type=BuildRequest)
+        path = request.app.import_path
+        if path == "hangs":
+            await self.release.wait()
+        if path == "dies":
+            self._ended(one, 3)
+            return
+        one.peer = await connect(request.controller, "builder")
+        result = BuildResult(request.id, error="ImportError: no")
+        if path != "bad":
+            made = [deployment(request.app.name, name, version) for name, version in request.app.args.items()]
+            result = BuildResult(request.id, goal(request.app.name, *made, prefix=request.app.route_prefix).spec)
+        await one.peer.ask("built", _encode(result))
         one.peer.close()
         self._ended(one, 0)
 
@@ -204,10 +260,10 @@ class Desk:
     async def state(self, app: str, wanted: str) -> ServeStatus:
         """Waits until the application is in that state."""
         await until(lambda: (found := self.now(app)) is not None and found.status == wanted, f"{app} {wanted}", self)
-        return self.controller.status()
+        return self.controller.calls.status()
 
     def now(self, app: str) -> ApplicationStatus | None:
-        return self.controller.status().applications.get(app)
+        return self.controller.calls.status().applications.get(app)
 
 
 async def until(condition: Callable[[], object], what: str, desk: Desk | None = None) -> None:
@@ -218,7 +274,9 @@ async def until(condition: Callable[[], object], what: str, desk: Desk | None = 
         if desk is not None and desk.task is not None and desk.task.done():
             desk.task.result()
         await asyncio.sleep(0)
-    raise AssertionError(f"waited in vain for {what}" + (f": {desk.controller.status()}" if desk is not None else ""))
+    raise AssertionError(
+        f"waited in vain for {what}" + (f": {desk.controller.calls.status()}" if desk is not None else "")
+    )
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from skate.controlplane.controller import CLOSING_S
+from skate.controlplane.processes import CLOSING_S
 from skate.controlplane.store import MemoryStore
 from skate.core.errors import NotFoundError, NotRunningError, OptionError, SkateError, WireError
 from skate.core.specs import AppSpec, DeploymentSpec, HttpOptions, LedgerReport, ProxyConfig, ServeStatus
@@ -76,7 +76,7 @@ def test_a_replica_is_unpublished_before_it_is_told_to_stop() -> None:
             await until(lambda: not router.deployments, "the deployment to go")
             await until(lambda: here.engine.processes["a/A#1"].stopping.is_set(), "the stop")
             assert here.engine.processes["a/A#1"].grace_s == 3.0 + CLOSING_S
-            assert here.controller.status().applications["a"].status == "DELETING"
+            assert here.controller.calls.status().applications["a"].status == "DELETING"
             assert not deleting.done()
             await client.deploy(app("a"))  # comes back while the last one is still going
             await here.state("a", "RUNNING")
@@ -117,10 +117,10 @@ def test_a_crashed_replica_is_replaced_and_nothing_ticks_afterwards() -> None:
             for _ in range(20):
                 await asyncio.sleep(0)
             assert not here.clock._sleepers, "a timer is set although nothing is to be done"
-            count = here.controller._decisions.count
+            count = here.controller._state.decisions.count
             for _ in range(50):
                 await asyncio.sleep(0)
-            assert here.controller._decisions.count == count
+            assert here.controller._state.decisions.count == count
 
     asyncio.run(main())
 
@@ -154,7 +154,9 @@ def test_an_engine_that_cannot_start_processes_is_a_failed_start() -> None:
             here.engine.refuse = "fork: no memory left"
             client = await here.client()
             await client.deploy(app("a"))
-            await until(lambda: "no memory left" in here.controller.status().applications["a"].message, "the reason")
+            await until(
+                lambda: "no memory left" in here.controller.calls.status().applications["a"].message, "the reason"
+            )
             for _ in range(3):
                 for _ in range(30):
                     await asyncio.sleep(0)
@@ -255,13 +257,13 @@ def test_a_proxy_that_dies_is_started_again() -> None:
     async def main() -> None:
         async with desk(http=HttpOptions(port=8123)) as here:
             await here.connect()
-            await until(lambda: _proxy(here.controller.status()) == "HEALTHY", "the proxy")
-            shown = here.controller.status().proxies["0"]
+            await until(lambda: _proxy(here.controller.calls.status()) == "HEALTHY", "the proxy")
+            shown = here.controller.calls.status().proxies["0"]
             assert shown.address == "127.0.0.1:8123"
             assert here.engine.alive("proxy")[0].spec.title == "skate: proxy 0"
             here.engine.crash("proxy 0")
-            await until(lambda: here.controller.status().proxies["0"].pid > shown.pid, "the next one")
-            await until(lambda: _proxy(here.controller.status()) == "HEALTHY", "the proxy")
+            await until(lambda: here.controller.calls.status().proxies["0"].pid > shown.pid, "the next one")
+            await until(lambda: _proxy(here.controller.calls.status()) == "HEALTHY", "the proxy")
 
     asyncio.run(main())
 
@@ -321,7 +323,7 @@ def test_the_counts_of_calls_balance_when_a_process_goes_away() -> None:
             assert status.calls == replace(open, accepted=11, ok=8)
             assert status.calls_by_deployment == {"a/A": open, "a/B": LedgerReport(accepted=1, ok=1)}
             driver.close()
-            await until(lambda: here.controller.status().calls.open == 0, "the loss")
+            await until(lambda: here.controller.calls.status().calls.open == 0, "the loss")
             assert (await client.status()).calls == LedgerReport(accepted=11, ok=8, lost=3)
 
     asyncio.run(main())

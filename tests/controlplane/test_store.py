@@ -5,22 +5,55 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from skate.controlplane.decide.values import Failures, Memory, ProxyMemory, ReplicaMemory
-from skate.controlplane.store import MemoryStore, SqliteStore, Store
-from skate.core.specs import LedgerReport
+from skate.controlplane.decide.values import (
+    DeploymentMemory,
+    Failures,
+    Goal,
+    Happening,
+    Memory,
+    ProxyMemory,
+    ReplicaMemory,
+)
+from skate.controlplane.records import Records
+from skate.controlplane.store import (
+    EVENTS_MAX,
+    EVENTS_SLACK,
+    REST,
+    REVISIONS_MAX,
+    MemoryStore,
+    Rest,
+    Row,
+    SqliteStore,
+    Store,
+    revision_row,
+)
+from skate.core.errors import StoreError
+from skate.core.specs import Event, LedgerReport
 from tests.decide.world import deployment, goal
 
 MEMORY = Memory(
     next_ordinal=9,
-    replicas={"a/A#8": ReplicaMemory("a", "A", "v1", 8, 20.0, ran=True, stop_by=3.5)},
+    deployments={
+        "a/A": DeploymentMemory("v1", replicas={"a/A#8": ReplicaMemory("v1", 8, 20.0, ran=True, stop_by=3.5)})
+    },
     proxies={"0": ProxyMemory(failures=Failures(1, 2, 3.0, "port in use"))},
     ended_calls={"a/A": LedgerReport(accepted=3, ok=3)},
 )
+
+
+def goal_row(wanted: Goal) -> Row:
+    return Row("goal", wanted.spec.name, wanted)
+
+
+def memory_rows(memory: Memory) -> list[Row]:
+    rows = [Row("deployment", key, one) for key, one in memory.deployments.items()]
+    return [*rows, Row("rest", REST, Rest(replace(memory, deployments={}), 50.0))]
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -37,22 +70,22 @@ def test_it_begins_empty(store: Store) -> None:
 
 def test_what_was_put_is_there(store: Store) -> None:
     first, second = goal("a", deployment("a", "A", user_config={"x": [1, "é"]})), goal("ü b", deployment("ü b", "B"))
-    store.put_goal(first)
-    store.put_goal(second)
-    store.put_memory(MEMORY)
+    store.write([goal_row(first)])
+    store.write([goal_row(second)])
+    store.write(memory_rows(MEMORY))
     saved = store.load()
     assert saved.goals == {"a": first, "ü b": second} and saved.memory == MEMORY and saved.damaged == ()
 
 
 def test_the_last_one_put_counts_and_a_dropped_one_is_gone(store: Store) -> None:
     first = goal("a", deployment("a", "A"))
-    store.put_goal(first)
-    store.put_goal(replace(first, revision=2, deleting=True))
-    store.put_memory(MEMORY)
-    store.put_memory(replace(MEMORY, ending=True))
+    store.write([goal_row(first)])
+    store.write([goal_row(replace(first, revision=2, deleting=True))])
+    store.write(memory_rows(MEMORY))
+    store.write(memory_rows(replace(MEMORY, ending=True)))
     assert store.load().goals["a"].revision == 2 and store.load().memory.ending
-    store.drop_goal("a")
-    store.drop_goal("never there")
+    store.write([Row("goal", "a")])
+    store.write([Row("goal", "never there")])
     assert store.load().goals == {}
     store.clear()
     assert store.load().memory == Memory()
@@ -60,7 +93,7 @@ def test_the_last_one_put_counts_and_a_dropped_one_is_gone(store: Store) -> None
 
 def test_the_file_outlives_its_store_and_is_private(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path))
-    store.put_goal(goal("a", deployment("a", "A")))
+    store.write([goal_row(goal("a", deployment("a", "A")))])
     another = SqliteStore(str(tmp_path))  # the first one was killed: it never closed
     assert set(another.load().goals) == {"a"}
     assert stat.S_IMODE(os.stat(store.path).st_mode) == 0o600
@@ -71,14 +104,14 @@ def test_the_file_outlives_its_store_and_is_private(tmp_path: Path) -> None:
 def test_a_damaged_row_is_left_out_and_named(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path))
     for name in ("a", "b"):
-        store.put_goal(goal(name, deployment(name, "A")))
-    store.put_memory(MEMORY)
+        store.write([goal_row(goal(name, deployment(name, "A")))])
+    store.write(memory_rows(MEMORY))
     with sqlite3.connect(store.path) as db:
-        db.execute("UPDATE rows SET data = x'00' WHERE name IN ('a', 'memory')")
+        db.execute("UPDATE rows SET data = x'00' WHERE name IN ('a', 'rest')")
     db.close()
     saved = store.load()
-    assert set(saved.goals) == {"b"} and saved.memory == Memory()
-    assert sorted(saved.damaged) == ["goal a", "memory memory"]
+    assert set(saved.goals) == {"b"} and saved.memory == Memory(deployments=MEMORY.deployments)
+    assert sorted(saved.damaged) == ["goal a", "rest rest"]
     store.close()
 
 
@@ -86,8 +119,79 @@ def test_a_file_that_is_no_database_is_named_and_replaced(tmp_path: Path) -> Non
     (tmp_path / "state.db").write_bytes(b"this is no database" * 100)
     store = SqliteStore(str(tmp_path))
     assert store.load().damaged == (store.path,)
-    store.put_goal(goal("a", deployment("a", "A")))
+    store.write([goal_row(goal("a", deployment("a", "A")))])
     store.close()
     again = SqliteStore(str(tmp_path))
     assert set(again.load().goals) == {"a"} and again.load().damaged == ()
     again.close()
+
+
+def revision(app: str, number: int) -> Row:
+    return revision_row(goal(app, deployment(app, "A", f"v{number}"), revision=number))
+
+
+def test_revisions_are_kept_in_order_and_only_so_many(store: Store) -> None:
+    for number in range(1, REVISIONS_MAX + 6):
+        store.write([revision("a", number)])
+    store.write([revision("a b", 1), revision("ab", 7)])
+    assert [one.revision for one in store.revisions("a")] == list(range(6, REVISIONS_MAX + 6))
+    assert [one.revision for one in store.revisions("ab")] == [7]
+    assert store.revisions("none") == [] and store.load().goals == {}
+
+
+def event(number: int, app: str = "a") -> Event:
+    return Event(number, 1000.0 + number, app, "A", "scaled", "from 1 to 2", {"before": 1})
+
+
+def test_events_are_read_from_the_newest_back(store: Store) -> None:
+    store.write([], [event(1), event(2, "b"), event(3)])
+    store.write([], [event(4)])
+    assert [one.id for one in store.events(0, None, 10)] == [1, 2, 3, 4]
+    assert [one.id for one in store.events(1, "a", 10)] == [3, 4]
+    assert [one.id for one in store.events(0, None, 2)] == [3, 4]
+    assert store.events(3, None, 1) == [event(4)] and store.last_event() == 4
+
+
+def test_old_events_go(store: Store) -> None:
+    for first in range(1, EVENTS_MAX + 3 * EVENTS_SLACK, EVENTS_SLACK):
+        store.write([], [event(number) for number in range(first, first + EVENTS_SLACK)])
+    kept = store.events(0, None, 10 * EVENTS_MAX)
+    assert EVENTS_MAX <= len(kept) <= EVENTS_MAX + EVENTS_SLACK and kept[-1].id == store.last_event()
+
+
+def test_what_belongs_together_is_written_together_or_not_at_all(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path))
+    store.write([goal_row(goal("a", deployment("a", "A")))], [event(1)])
+    with pytest.raises(sqlite3.IntegrityError):
+        store.write([goal_row(goal("b", deployment("b", "B")))], [event(1)])
+    assert set(store.load().goals) == {"a"}
+    store.write([goal_row(goal("c", deployment("c", "C")))], [event(2)])  # and it goes on
+    assert set(store.load().goals) == {"a", "c"}
+    store.close()
+
+
+class Full(MemoryStore):
+    """A store on a disk that is full now and then."""
+
+    full = False
+
+    def write(self, rows: Sequence[Row], events: Sequence[Event] = ()) -> None:
+        if self.full:
+            raise sqlite3.OperationalError("database or disk is full")
+        super().write(rows, events)
+
+
+def test_what_could_not_be_written_is_written_later_and_a_wish_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    store = Full()
+    records = Records(store)
+    store.full = True
+    records.put(*memory_rows(MEMORY))
+    records.happened([Happening("a", "A", "scaled", "from 1 to 2")], 1.0)
+    assert not records.write() and not records.write() and records.pending
+    with pytest.raises(StoreError, match="disk is full"):
+        records.must_write([goal_row(goal("a", deployment("a", "A")))], [Happening("a", "", "deployed", "")], 2.0)
+    assert caplog.text.count("cannot be written") == 1
+    assert [one.kind for one in records.read_events(0, None, 10)] == ["scaled"]
+    store.full = False
+    assert records.write() and not records.pending
+    assert store.load().memory == MEMORY and store.load().goals == {} and store.last_event() == 1

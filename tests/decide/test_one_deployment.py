@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from skate.controlplane.decide.values import (
 )
 from skate.controlplane.decide.whole import decide
 from skate.core.specs import ApplicationStatus
-from tests.decide.world import deployment, goal
+from tests.decide.world import deployment, goal, grouped
 
 FAILED_PROXY = ProxySeen("0", False, "failed", message="port 8000 is in use", exit_code=1)
 
@@ -45,7 +46,7 @@ class Desk:
 
     def decide(self) -> tuple[Action, ...]:
         """One decision; what it starts is seen starting, what it forgets is gone."""
-        self.plan = decide(self.desired, Observed(self.seen), self.memory, self.now)
+        self.plan = decide(self.desired, Observed(grouped(self.seen)), self.memory, self.now)
         self.memory = self.plan.memory
         for action in self.plan.actions:
             if isinstance(action, StartReplica):
@@ -64,7 +65,7 @@ class Desk:
     def deploy(self, *deployments: Any) -> Goal:
         revision = self.desired.apps["a"].revision + 1
         made = goal("a", *deployments, revision=revision)
-        self.desired = replace(self.desired, apps={"a": made})
+        self.desired = Desired({"a": made}, self.desired.proxies)
         return made
 
     def starts(self) -> list[str]:
@@ -74,13 +75,13 @@ class Desk:
         return [one.id for one in self.plan.actions if isinstance(one, StopReplica)]
 
     def status(self) -> ApplicationStatus:
-        shown = serve_status(self.desired, Observed(self.seen), self.memory, self.now, {}, 1)
+        shown = serve_status(self.desired, {}, Observed(grouped(self.seen)), self.memory, self.now)
         return shown.applications["a"]
 
 
 def test_missing_replicas_are_started_and_surplus_ones_stopped_newest_first() -> None:
     desk = Desk(deployment("a", "A", replicas=3, graceful_shutdown_timeout_s=7.0))
-    assert desk.decide() == tuple(StartReplica(f"a/A#{n}", "a", "A") for n in (1, 2, 3))
+    assert desk.decide() == tuple(StartReplica(f"a/A#{n}", "a/A") for n in (1, 2, 3))
     assert desk.status().status == "DEPLOYING"
     desk.ready("a/A#1", "a/A#2", "a/A#3")
     assert desk.decide() == () and desk.status().status == "RUNNING"
@@ -223,13 +224,13 @@ def test_a_deleted_application_is_gone_when_its_replicas_are_and_may_come_back_m
     desk.ready("a/A#1")
     desk.decide()
     going = replace(desk.desired.apps["a"], deleting=True)
-    desk.desired = replace(desk.desired, apps={"a": going})
+    desk.desired = dataclasses.replace(desk.desired, apps={"a": going})
     assert desk.decide() == (StopReplica("a/A#1", 20.0),)
     assert not desk.plan.gone and desk.status().status == "DELETING"
     back = desk.deploy(deployment("a", "A"))
     desk.decide()
     assert desk.starts() == ["a/A#2"] and not desk.plan.gone
-    desk.desired = replace(desk.desired, apps={"a": replace(back, deleting=True)})
+    desk.desired = dataclasses.replace(desk.desired, apps={"a": replace(back, deleting=True)})
     desk.decide()
     desk.dead("a/A#1", 0, "draining")
     desk.dead("a/A#2", 0, "draining")
@@ -265,21 +266,21 @@ def test_a_new_controller_adopts_what_lives(known: bool) -> None:
     desk.decide()
     memory = desk.memory if known else Memory()
     silent = {id: ReplicaSeen(id, True) for id in desk.seen}
-    found = Observed(silent, found=frozenset(silent), started_at=50.0)
+    found = Observed(grouped(silent), found=frozenset(silent), started_at=50.0)
     plan = decide(desk.desired, found, memory, 50.0)
     assert plan.waiting and not plan.actions and plan.wake_at == 50.0 + RECOVERY_S
-    reported = replace(found, replicas=desk.seen)
+    reported = replace(found, replicas=grouped(desk.seen))
     plan = decide(desk.desired, reported, memory, 50.1)
     assert not plan.waiting
     if known:
         assert plan.actions == ()
     else:  # nobody knows their version: they serve until those of the wanted one are ready
-        assert plan.actions == (StartReplica("a/A#3", "a", "A"),)
+        assert plan.actions == (StartReplica("a/A#3", "a/A"),)
     late = decide(desk.desired, found, memory, 50.0 + RECOVERY_S)
     assert not late.waiting
     if known:  # whoever was ready once is trusted to be
         assert late.actions == ()
-        state = published(desk.desired, found, late.memory, {id: id for id in silent})
+        state = published(desk.desired, found, late.memory, "memory:")
         assert len(state.deployments["a/A"].replicas) == 2
 
 
@@ -303,5 +304,5 @@ def test_a_proxy_that_cannot_listen_is_tried_again_and_says_why() -> None:
         if StartProxy("0") not in plan.actions:
             plan = decide(desired, Observed(), plan.memory, now)
         assert StartProxy("0") in plan.actions
-    shown = serve_status(desired, Observed(), plan.memory, now, {}, 1).proxies["0"]
+    shown = serve_status(desired, {}, Observed(), plan.memory, now).proxies["0"]
     assert shown.status == "UNHEALTHY" and "in use" in shown.message

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skate.controlplane.decide import ledger, restart
-from skate.controlplane.decide.publish import Published, cause_of, delta, published, whole
+from skate.controlplane.decide.publish import Published, published
 from skate.controlplane.decide.rollout import Pace, Stage, Standing, to_start, to_stop
 from skate.controlplane.decide.values import Desired, Failures, Memory, Observed
-from skate.core.specs import Counts, DeploymentTarget, LedgerReport, ReplicaTarget, Route
+from skate.controlplane.publications import Publications
+from skate.core.specs import Counts, DeploymentTarget, LedgerReport, ReplicaTarget, Route, Snapshot
 from tests.decide.world import deployment, goal
 
 targets = st.builds(
@@ -30,25 +32,28 @@ states = st.builds(
 )
 
 
-@given(states, states)
-def test_a_delta_turns_the_one_state_into_the_other_and_names_nothing_else(before: Published, after: Published) -> None:
-    news = delta(before, after, 7)
-    if news is None:
-        assert before == after
+@given(st.lists(states, min_size=1, max_size=6), st.integers(0, 6))
+def test_a_publication_turns_any_earlier_state_into_the_latest(found: list[Published], known_from: int) -> None:
+    publications = Publications()
+    earlier = [publications.state]
+    for state in found:
+        gone = {key: None for key in publications.state.deployments if key not in state.deployments}
+        publications.put({**gone, **state.deployments}, state.routes)
+        assert publications.state == state
+        if len(earlier) <= publications.generation:
+            earlier.append(state)
+    since = min(known_from, publications.generation)
+    told = publications.since(since)
+    if told is None:
+        assert since == publications.generation and (since == 0 or earlier[since] == found[-1])
         return
-    known = dict(before.deployments)
+    news = msgspec.msgpack.decode(told, type=Snapshot)
+    known = {} if news.whole else dict(earlier[since].deployments)
+    assert news.whole == (since == 0) and news.generation == publications.generation
     for key, target in news.deployments.items():
-        assert known.get(key) != target
         known[key] = target  # type: ignore[assignment]
-    assert {key: target for key, target in known.items() if target is not None} == after.deployments
-    assert (before.routes if news.routes is None else news.routes) == after.routes
-    assert not news.whole and news.generation == 7
-
-
-@given(states)
-def test_the_whole_holds_everything(state: Published) -> None:
-    news = whole(state, 1)
-    assert news.whole and news.deployments == state.deployments and news.routes == state.routes
+    assert {key: target for key, target in known.items() if target is not None} == found[-1].deployments
+    assert (earlier[since].routes if news.routes is None else news.routes) == found[-1].routes
 
 
 @given(st.integers(0, 10_000), st.integers(1, 100))
@@ -153,11 +158,11 @@ def test_names_that_are_too_many_count_as_unknown(monkeypatch: pytest.MonkeyPatc
 
 def test_routes_are_there_from_the_deploy_on_and_gone_with_the_delete() -> None:
     apps = {"a": goal("a", deployment("a", "A"), prefix="/x"), "b": goal("b", deployment("b", "B"), prefix=None)}
-    state = published(Desired(apps), Observed(), Memory(), {})
+    state = published(Desired(apps), Observed(), Memory(), "memory:")
     assert state.routes == (Route("/x", "a", "A"),)
     assert set(state.deployments) == {"a/A", "b/B"} and not state.deployments["a/A"].replicas
 
 
 def test_a_cause_is_one_line() -> None:
-    assert cause_of("Traceback:\n  File x\nValueError: no\n\n") == "ValueError: no"
-    assert cause_of("")
+    assert restart.last_line("Traceback:\n  File x\nValueError: no\n\n") == "ValueError: no"
+    assert restart.last_line("")

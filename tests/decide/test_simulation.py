@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from unittest import mock
 
 import msgspec
 from msgspec.structs import replace
 
-from skate.controlplane.decide.publish import Published, delta, published, whole
+from skate.controlplane.decide import whole
+from skate.controlplane.decide.publish import Published, deployment, published, routes
 from skate.controlplane.decide.restart import budget
 from skate.controlplane.decide.rollout import pace_of
 from skate.controlplane.decide.status import serve_status
-from skate.controlplane.decide.values import Desired, Memory, Plan, StartProxy, StartReplica, StopReplica
-from skate.controlplane.decide.whole import decide, wanted_deployments
+from skate.controlplane.decide.survey import key_of
+from skate.controlplane.decide.values import (
+    PROXIES,
+    STRIKES_MAX,
+    DeploymentMemory,
+    Desired,
+    Memory,
+    Observed,
+    Plan,
+    ReplicaMemory,
+    StartProxy,
+    StartReplica,
+    StopReplica,
+    Wanted,
+)
+from skate.controlplane.decide.whole import decide, every_key
+from skate.controlplane.publications import Publications
 from skate.core.specs import DeploymentSpec, DeploymentTarget, Route, Snapshot
-from tests.decide.world import BAD, SHAKY, World, forgotten, random_goal
+from tests.decide.world import BAD, BAD_CONFIG, SHAKY, World, forgotten, random_goal
 
-SEEDS = 200
+SEEDS = 1000
 STEPS = 45
 APPS = ("a", "b")
 
@@ -31,6 +49,11 @@ class Simulation:
         self.memory = Memory()
         self.lossless = True  # no memory was lost and no plan was cut short since the start
         self.state = Published()
+        self.publications = Publications()
+        self.heard = 0
+        self.wakes: dict[str, float] = {}
+        self.touched: set[str] = set()  # keys of what was performed since
+        self.before: tuple[Desired, Observed] | None = None  # at the last look; None: everything must be looked at
         self.router_deployments: dict[str, DeploymentTarget] = {}
         self.router_routes: tuple[Route, ...] = ()
         self.wake_at: float | None = None
@@ -55,12 +78,18 @@ class Simulation:
         elif drawn < 0.2 and name in apps:
             apps[name] = replace(apps[name], deleting=True)
         elif drawn < 0.25:
-            self.world.new_controller()
+            self.new_controller()
         elif drawn < 0.27:
-            self.world.new_controller()
+            self.new_controller()
             self.memory = forgotten(self.memory)
             self.lossless = False
-        self.desired = replace(self.desired, apps=apps)
+        self.desired = dataclasses.replace(self.desired, apps=apps)
+
+    def new_controller(self) -> None:
+        """What the old one heard is lost; the new one must look at everything."""
+        self.world.new_controller()
+        self.before = None
+        self.publications, self.heard = Publications(), 0
 
     def step(self) -> Plan:
         """One decision, checked and performed, sometimes only in part."""
@@ -68,6 +97,14 @@ class Simulation:
         observed = world.observed()
         plan = decide(self.desired, observed, self.memory, now)
         assert plan == decide(self.desired, observed, self.memory, now), "the same arguments gave another plan"
+        with mock.patch.object(whole, "at_rest", return_value=False):
+            slow = decide(self.desired, observed, self.memory, now)
+        assert slow == plan, "what seemed to be at rest was not"
+        dirty = self.dirty(observed)
+        self.check_part(plan, dirty, observed)
+        self.before = (self.desired, observed) if not plan.waiting else None
+        self.touched = {key_of(action.id) for action in plan.actions}  # of a proxy: PROXIES
+        self.wakes = {key: at for key, at in plan.wakes.items() if at is not None}
         self.wake_at = plan.wake_at
         assert plan.wake_at is None or plan.wake_at > now, "the plan wants to be woken in the past"
         if plan.waiting:
@@ -77,13 +114,13 @@ class Simulation:
         stored = msgspec.msgpack.decode(msgspec.msgpack.encode(plan.memory), type=Memory)
         assert stored == plan.memory, "the memory changes when it is stored"
         self.memory = stored
-        self.publish()
+        self.publish(dirty)
         apps = {name: goal for name, goal in self.desired.apps.items() if name not in plan.gone}
-        before, self.desired = self.desired, replace(self.desired, apps=apps)
+        before, self.desired = self.desired, dataclasses.replace(self.desired, apps=apps)
         if not world.calm and self.chance.random() < 0.03:  # killed while it performed
             for action in plan.actions[: self.chance.randint(0, len(plan.actions))]:
                 world.perform(action, before)
-            world.new_controller()
+            self.new_controller()
             self.lossless = False
             return plan
         for action in plan.actions:
@@ -93,6 +130,32 @@ class Simulation:
         self.check_status()
         return plan
 
+    def dirty(self, observed: Observed) -> list[str]:
+        """The keys that a controller would look at: what differs from the last look, and what is due."""
+        if self.before is None:
+            return [PROXIES, *every_key(self.desired, observed, self.memory)]
+        desired, seen = self.before
+        keys = every_key(self.desired, observed, self.memory)
+        changed = [
+            key
+            for key in dict.fromkeys((*keys, *desired.wanted, *seen.replicas))
+            if observed.replicas.get(key) != seen.replicas.get(key)
+            or self.desired.wanted.get(key) != desired.wanted.get(key)
+            or self.wakes.get(key, 1e12) <= self.world.now
+            or key in self.touched
+        ]
+        due = self.wakes.get(PROXIES, 1e12) <= self.world.now
+        proxies = due or PROXIES in self.touched or observed.proxies != seen.proxies
+        return [PROXIES] * proxies + changed
+
+    def check_part(self, plan: Plan, dirty: list[str], observed: Observed) -> None:
+        """A decision about what changed is the decision about everything."""
+        part = decide(self.desired, observed, self.memory, self.world.now, dirty)
+        assert (part.actions, part.memory, part.gone) == (plan.actions, plan.memory, plan.gone), (
+            f"looking at {dirty} alone is not enough: {part.actions} instead of {plan.actions}"
+        )
+        assert part.events == plan.events and part.waiting == plan.waiting
+
     def check_plan(self, plan: Plan) -> None:
         """What a plan must never do."""
         ids = [(type(action).__name__, action.id) for action in plan.actions]
@@ -100,22 +163,32 @@ class Simulation:
         stops = {action.id for action in plan.actions if isinstance(action, StopReplica)}
         starts = [action for action in plan.actions if isinstance(action, StartReplica)]
         assert not stops & {action.id for action in starts}
-        for spec, revision in wanted_deployments(self.desired):
+        for wanted in self.desired.wanted.values():
+            spec, revision = wanted.spec, wanted.goal.revision
             mine = [one for one in self.world.replicas.values() if one.alive and one.key == spec.key]
-            standing = [one for one in mine if not self.was_leaving(one.id) and one.heard not in ("failed", "draining")]
-            ready = [one for one in standing if one.heard == "ready"]
+            staying = [one for one in mine if not self.was_leaving(one.id) and one.strikes < STRIKES_MAX]
+            standing = [one for one in staying if one.heard not in ("failed", "draining")]
+            ready = [one for one in standing if one.heard == "ready" or (one.heard is None and self.ran_before(one.id))]
             left = [one for one in ready if one.id not in stops]
             target = spec.options.replicas
             assert len(left) >= min(len(ready), target), f"{spec.key} was made smaller than wanted"
-            begun = sum(action.app == spec.app and action.deployment == spec.name for action in starts)
+            begun = sum(action.key == spec.key for action in starts)
             count = sum(one.id not in stops for one in standing) + begun
             peak = max(target + pace_of(spec.options, target).surge, len(standing))
             assert count <= peak, f"{spec.key} has {count} replicas, {peak} are allowed"
             self.check_budget(spec, revision, begun)
 
     def was_leaving(self, id: str) -> bool:
-        replica = self.memory.replicas.get(id)
+        replica = self.remembered(id)
         return replica is not None and replica.stopping
+
+    def ran_before(self, id: str) -> bool:
+        replica = self.remembered(id)
+        return replica is not None and replica.ran
+
+    def remembered(self, id: str) -> ReplicaMemory | None:
+        known = self.memory.deployments.get(key_of(id))
+        return known.replicas.get(id) if known is not None else None
 
     def check_budget(self, spec: DeploymentSpec, revision: int, begun: int) -> None:
         """A constructor that never worked is tried a limited number of times."""
@@ -127,13 +200,21 @@ class Simulation:
         inherited = sum(one.version == BAD for one in self.world.replicas.values())
         assert tried <= limit + inherited, f"{spec.key} was tried {tried} times, {limit} are allowed"
 
-    def publish(self) -> None:
+    def publish(self, keys: list[str]) -> None:
         """Routers get what changed, and know exactly the ready ones then."""
-        addresses = {id: f"memory:{id}" for id in self.memory.replicas}
-        state = published(self.desired, self.world.observed(), self.memory, addresses)
-        news = whole(state, 1) if self.chance.random() < 0.1 else delta(self.state, state, 1)
-        if news is not None:
-            self.apply(news)
+        observed, wanted = self.world.observed(), self.desired.wanted
+        state = published(self.desired, observed, self.memory, "memory:")
+        news = {
+            key: deployment(key, wanted[key], observed, self.memory, "memory:") if key in wanted else None
+            for key in keys
+            if key != PROXIES
+        }
+        self.publications.put(news, routes(self.desired))
+        assert self.publications.state == state, "a change was not published"
+        told = self.publications.since(0 if self.chance.random() < 0.1 else self.heard)
+        self.heard = self.publications.generation
+        if told is not None:
+            self.apply(msgspec.msgpack.decode(told, type=Snapshot))
         self.state = state
         assert self.router_deployments == state.deployments and self.router_routes == state.routes
         for target in state.deployments.values():
@@ -157,30 +238,33 @@ class Simulation:
     def check_status(self) -> None:
         """RUNNING is said when it is so, and only then."""
         observed = self.world.observed()
-        status = serve_status(self.desired, observed, self.memory, self.world.now, {}, 1)
+        status = serve_status(self.desired, {}, observed, self.memory, self.world.now)
         assert status.applications.keys() == self.desired.apps.keys()
-        for spec, _ in wanted_deployments(self.desired):
+        for spec in map(_spec, self.desired.wanted.values()):
             shown = status.applications[spec.app].deployments[spec.name]
             assert (shown.status == "HEALTHY") == self.is_right(spec), f"{spec.key} is said to be {shown.status}"
-            assert shown.status != "DEPLOY_FAILED" or "replicas failed to start" in shown.message
+            said = ("replicas failed to start", "could not take up")
+            assert shown.status != "DEPLOY_FAILED" or any(one in shown.message for one in said)
 
     def is_right(self, spec: DeploymentSpec) -> bool:
         mine = [one for one in self.world.replicas.values() if one.alive and one.key == spec.key]
         standing = [one for one in mine if not self.was_leaving(one.id)]
-        known = [self.memory.replicas.get(one.id) for one in standing]
+        memory = self.memory.deployments.get(spec.key, DeploymentMemory())
+        known = [memory.replicas.get(one.id) for one in standing]
         ready = [
             (one.heard or ("ready" if replica and replica.ran else "")) == "ready"
             for one, replica in zip(standing, known, strict=True)
         ]
+        configs = [one.heard is None or one.heard_config == spec.config for one in standing]
         versions = [replica is not None and replica.version == spec.version for replica in known]
-        return len(standing) == spec.options.replicas and all(ready) and all(versions)
+        return len(standing) == spec.options.replicas and all(ready) and all(versions) and all(configs)
 
     # -- afterwards -----------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Without further misfortune everything becomes as wanted, and then nothing more happens."""
         self.world.calm = True
-        serving = {spec.key: self.serving(spec.key) for spec, _ in wanted_deployments(self.desired)}
+        serving = {spec.key: self.serving(spec.key) for spec in map(_spec, self.desired.wanted.values())}
         for _ in range(400):
             plan = self.step()
             if not plan.actions and self.is_still() and plan.wake_at is None:
@@ -191,16 +275,17 @@ class Simulation:
         assert not any(goal.deleting for goal in self.desired.apps.values())
         assert self.world.proxies["0"].alive
         alive = [one for one in self.world.replicas.values() if one.alive]
-        wanted = {spec.key: spec for spec, _ in wanted_deployments(self.desired)}
+        wanted = {spec.key: spec for spec in map(_spec, self.desired.wanted.values())}
         assert all(one.key in wanted for one in alive), "replicas of nothing wanted live on"
-        status = serve_status(self.desired, self.world.observed(), self.memory, self.world.now, {}, 1)
+        status = serve_status(self.desired, {}, self.world.observed(), self.memory, self.world.now)
         for key, spec in wanted.items():
             shown = status.applications[spec.app].deployments[spec.name].status
             if spec.version == BAD:
                 assert shown == "DEPLOY_FAILED", (key, shown)
                 assert self.serving(key) or not serving[key], f"{key} lost the old ones"
             else:
-                fine = ("HEALTHY", "DEPLOY_FAILED") if spec.version == SHAKY else ("HEALTHY",)
+                shaky = spec.version == SHAKY or spec.config == BAD_CONFIG
+                fine = ("HEALTHY", "DEPLOY_FAILED") if shaky else ("HEALTHY",)
                 assert shown in fine, (key, shown)
             target = self.state.deployments[key]
             assert target.replicas or target.unavailable, f"{key} neither serves nor says why not"
@@ -234,6 +319,10 @@ class Simulation:
         for action in plan.actions:
             self.world.perform(action, self.desired)
         return plan
+
+
+def _spec(wanted: Wanted) -> DeploymentSpec:
+    return wanted.spec
 
 
 def test_every_seed() -> None:

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from skate.controlplane.decide.survey import key_of
 from skate.controlplane.decide.values import (
     Action,
     Desired,
     Forget,
     Goal,
+    Group,
     Memory,
     Observed,
     ProxySeen,
+    Reconfigure,
     ReplicaSeen,
     StartProxy,
     StartReplica,
@@ -30,19 +33,30 @@ from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, ReplicaPhase
 
 BAD = "bad"  # a version whose constructor always fails
 SHAKY = "shaky"  # a version whose constructor fails now and then
+BAD_CONFIG = "bad config"  # a configuration that running replicas refuse
 
 
-def deployment(app: str, name: str, version: str = "v1", replicas: int = 1, **options: object) -> DeploymentSpec:
+def deployment(
+    app: str, name: str, version: str = "v1", replicas: int = 1, config: str = "", **options: object
+) -> DeploymentSpec:
     """A deployment as wanted."""
     values: dict[str, object] = {"num_replicas": replicas, **options}
     chosen = DeploymentOptions(**values)  # type: ignore[arg-type]
-    return DeploymentSpec(app, name, CodeRef("m:C"), b"", chosen, version=version)
+    return DeploymentSpec(app, name, CodeRef("m:C"), b"", chosen, version=version, config=config)
 
 
 def goal(name: str, *deployments: DeploymentSpec, revision: int = 1, prefix: str | None = "", at: float = 0.0) -> Goal:
     """An application as wanted."""
     spec = AppSpec(name, f"/{name}" if prefix == "" else prefix, deployments[0].name, deployments)
     return Goal(spec, revision, at)
+
+
+def grouped(seen: dict[str, ReplicaSeen]) -> dict[str, Group]:
+    """Replicas by their deployment."""
+    groups: dict[str, Group] = {}
+    for id, one in seen.items():
+        groups.setdefault(key_of(id), {})[id] = one
+    return groups
 
 
 @dataclass
@@ -59,6 +73,28 @@ class Process:
     stop_at: float | None = None  # when it will be killed
     heard: ReplicaPhase | None = None
     ran: bool = False
+    config: str = ""
+    heard_config: str = ""
+    telling: str = ""
+    refused: str = ""
+    strikes: int = 0
+
+    def seen(self) -> ReplicaSeen:
+        """As the controller of this moment sees it."""
+        return ReplicaSeen(
+            id=self.id,
+            alive=self.alive,
+            phase=self.heard or "starting",
+            message=self.message if self.heard == "failed" else "",
+            exit_code=self.exit_code,
+            reported=self.heard is not None,
+            config=self.heard_config,
+            telling=self.telling,
+            refused=self.refused,
+            config_error="ValueError: refused" if self.refused else "",
+            strikes=self.strikes,
+            health_error="RuntimeError: unwell" if self.strikes else "",
+        )
 
 
 @dataclass
@@ -82,17 +118,7 @@ class World:
     def observed(self) -> Observed:
         """One complete look."""
         return Observed(
-            replicas={
-                one.id: ReplicaSeen(
-                    id=one.id,
-                    alive=one.alive,
-                    phase=one.heard or "starting",
-                    message=one.message if one.heard == "failed" else "",
-                    exit_code=one.exit_code,
-                    reported=one.heard is not None,
-                )
-                for one in self.replicas.values()
-            },
+            replicas=grouped({one.id: one.seen() for one in self.replicas.values()}),
             proxies={
                 one.id: ProxySeen(one.id, one.alive, "ready" if one.phase == "ready" else "starting")
                 for one in self.proxies.values()
@@ -105,11 +131,15 @@ class World:
         """Does what the engine would; refuses what it would refuse."""
         if isinstance(action, StartReplica):
             assert action.id not in self.replicas, f"{action.id} is started twice"
-            wanted = desired.apps[action.app]
-            spec = next(one for one in wanted.spec.deployments if one.name == action.deployment)
-            self.replicas[action.id] = Process(action.id, spec.key, spec.version)
-            tried = (spec.key, wanted.revision, spec.version)
+            wanted = desired.wanted[action.key]
+            spec = wanted.spec
+            self.replicas[action.id] = Process(action.id, spec.key, spec.version, config=spec.config)
+            tried = (spec.key, wanted.goal.revision, spec.version)
             self.starts[tried] = self.starts.get(tried, 0) + 1
+        elif isinstance(action, Reconfigure):
+            one = self.replicas[action.id]
+            assert one.alive and one.heard == "ready", f"{action.id} is told a configuration and cannot hear it"
+            one.telling = desired.wanted[action.key].spec.config
         elif isinstance(action, StopReplica):
             self._stop(self.replicas[action.id], action.grace_s)
         elif isinstance(action, StartProxy):
@@ -144,8 +174,24 @@ class World:
                 self._construct(one)
             elif not self.calm and chance.random() < 0.02:
                 self._die(one, -9)
+            elif one.telling:
+                self._take_up(one)
+            elif not self.calm and chance.random() < 0.01:
+                one.strikes += 1
+            if one.heard == one.phase or self.calm or chance.random() < 0.7:
+                one.heard_config = one.config
             if one.heard != one.phase and (self.calm or chance.random() < 0.7):
                 one.heard = one.phase
+
+    def _take_up(self, one: Process) -> None:
+        """A configuration arrives, is refused by the user's code, or is lost with its connection."""
+        drawn = self.chance.random()
+        if one.telling == BAD_CONFIG and drawn < 0.8:
+            one.refused = one.telling
+        elif drawn < 0.6 or self.calm:
+            one.config = one.heard_config = one.telling
+            one.refused = ""
+        one.telling = ""
 
     def _construct(self, one: Process) -> None:
         drawn = self.chance.random()
@@ -176,6 +222,7 @@ class World:
         """The controller was killed: what it heard is lost, the processes live on."""
         for one in self.replicas.values():
             one.heard = None
+            one.telling = one.refused = one.heard_config = ""
         self.found = frozenset(one.id for one in self.replicas.values() if one.alive)
         self.started_at = self.now
 
@@ -189,6 +236,7 @@ def random_goal(chance: random.Random, name: str, before: Goal | None, now: floa
             part,
             chance.choice(versions),
             chance.randint(1, 5),
+            config=chance.choice(["c1", "c2"] if calm else ["c1", "c2", BAD_CONFIG]),
             max_surge_percent=chance.choice((0, 50)),
             graceful_shutdown_timeout_s=chance.choice((0.0, 2.0, 20.0)),
         )
@@ -196,8 +244,7 @@ def random_goal(chance: random.Random, name: str, before: Goal | None, now: floa
     )
     if before is not None and chance.random() < 0.3:
         deployments = before.spec.deployments
-    revision = before.revision + 1 if before is not None else 1
-    return goal(name, *deployments, revision=revision, at=now)
+    return goal(name, *deployments, revision=int(now * 1000), at=now)
 
 
 def forgotten(memory: Memory) -> Memory:

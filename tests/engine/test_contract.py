@@ -153,13 +153,44 @@ def test_a_crash_is_printed_with_its_title_and_traceback(
 
 def test_the_end_of_a_process_is_told(play: Play, world: World) -> None:
     async def scenario(engine: Engine) -> None:
-        changed = asyncio.Event()
-        engine.on_change(changed.set)
+        told: asyncio.Queue[ProcessSeen | None] = asyncio.Queue()
+        engine.on_change(told.put_nowait)
         await engine.observe()
-        await engine.perform(StartProcess(world.spec("crash")))
-        await asyncio.wait_for(changed.wait(), LIMIT_S)
-        one = await seen(engine)
-        assert one is not None and not one.alive
+        assert await engine.perform(StopProcess("nobody", 0.0)) is None
+        started = await engine.perform(StartProcess(world.spec("leave")))
+        assert started == ProcessSeen("x1", "replica", started.pid if started else 0, True) and started.pid > 0
+        await engine.perform(StartProcess(world.spec("obey", "x2")))
+        assert await asyncio.wait_for(told.get(), LIMIT_S) == ProcessSeen("x1", "replica", started.pid, False, 7)
+        assert await engine.perform(StopProcess("x2", LIMIT_S)) is None
+        two = await asyncio.wait_for(told.get(), LIMIT_S)
+        assert two is not None and (two.id, two.alive, two.exit_code) == ("x2", False, 0)
+        assert await engine.perform(ForgetProcess("x1")) is None
+        assert await engine.observe() == [two] and told.empty()
+
+    play(scenario)
+
+
+def test_starts_and_ends_tell_as_much_as_a_look(play: Play, world: World) -> None:
+    """Whoever keeps what it is told need not ask again."""
+
+    async def scenario(engine: Engine) -> None:
+        known = {one.id: one for one in await engine.observe()}
+
+        def ended(one: ProcessSeen | None) -> None:
+            assert one is not None
+            known[one.id] = one
+
+        engine.on_change(ended)
+        for number, entry in enumerate(["done", "obey", "leave", "missing", "obey"] * 2):
+            started = await engine.perform(StartProcess(world.spec(entry, f"x{number}")))
+            assert started is not None
+            known.setdefault(started.id, started)  # its end may have been told before the answer was read
+
+        async def over() -> bool:
+            return sum(not one.alive for one in known.values()) == 6
+
+        await until_async(over, "six have ended")
+        assert sorted(await engine.observe(), key=lambda one: one.id) == sorted(known.values(), key=lambda one: one.id)
 
     play(scenario)
 
@@ -216,7 +247,7 @@ def test_two_observers_see_the_same(world: World) -> None:
         async with process_engine(world) as engine:
             other = ProcessEngine(f"unix:{world.runtime_dir}/engine.sock", SystemClock())
             changed = asyncio.Event()
-            other.on_change(changed.set)
+            other.on_change(lambda told: changed.set())
             await other.observe()
             await engine.perform(StartProcess(world.spec("done")))
             await asyncio.wait_for(changed.wait(), LIMIT_S)

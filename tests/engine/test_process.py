@@ -291,7 +291,7 @@ def test_a_supervisor_that_is_gone_is_an_error_and_not_a_wait(world: World) -> N
         with world.launched(world.controller()) as instance:
             engine = ProcessEngine(instance.engine_address, SystemClock())
             changed = asyncio.Event()
-            engine.on_change(changed.set)
+            engine.on_change(lambda told: changed.set() if told is None else None)
             await until_async(lambda: observes(engine), "the supervisor listens")
             os.kill(instance.pid, signal.SIGSTOP)
             asking = asyncio.create_task(engine.observe())

@@ -1,99 +1,208 @@
-"""Puts together what the engine sees and what processes said about themselves. Law: a process is what the engine says
-it is; its word only adds the phase. What was said by processes that are gone is dropped.
+"""Puts together what the engine sees and what processes said about themselves, by deployment.
+
+Law: a process is what the engine says it is; its word only adds to that. What was said by processes that are gone is
+dropped. What changed is noted by key, and what did not change stays the same object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from skate.controlplane.decide.values import Memory, Observed, ProxySeen, ReplicaSeen
-from skate.core.specs import LoopBlocking, LoopReport, ProxyReport, ReplicaReport
+from skate.controlplane.decide.survey import key_of
+from skate.controlplane.decide.values import PROXIES, Observed, ProxySeen, ReplicaSeen
+from skate.core.specs import HealthReport, LoopBlocking, LoopReport, ProxyReport, ReplicaReport
 from skate.engine.base import ProcessSeen
 
 PROXY_PREFIX = "proxy "  # of a proxy's process id; the rest is the id of its slot
+SPEAKERS_MAX = 20_000  # replicas that are remembered, with or without a process
+
+
+@dataclass(slots=True)
+class _Replica:
+    """Everything known of one replica."""
+
+    process: ProcessSeen | None = None
+    report: ReplicaReport | None = None
+    since: float = 0.0  # when it was first seen, or entered its phase
+    blocked: tuple[LoopBlocking, ...] = ()
+    health: HealthReport | None = None
+    telling: str = ""
+    refused: str = ""
+    not_started: str = ""  # why the engine could not start it
+
+    def seen(self, id: str) -> ReplicaSeen | None:
+        """As a decision sees it; None while there is no process of that name."""
+        if self.process is None:
+            return ReplicaSeen(id, False, message=self.not_started) if self.not_started else None
+        process, said, health = self.process, self.report, self.health
+        made = ReplicaSeen(id, process.alive, since=self.since, pid=process.pid, exit_code=process.exit_code)
+        if said is None:
+            return made
+        return ReplicaSeen(
+            id=id,
+            alive=process.alive,
+            phase=said.phase,
+            since=self.since,
+            pid=process.pid or said.pid,
+            message=said.message,
+            exit_code=process.exit_code,
+            reported=True,
+            blocked=self.blocked,
+            config=said.config,
+            telling=self.telling,
+            refused=self.refused,
+            config_error=said.config_error,
+            strikes=health.strikes if health is not None else 0,
+            health_error=health.error if health is not None else "",
+        )
 
 
 class Sightings:
-    """The last word of every process, and how long it is in its phase."""
+    """The last word of every process, and how long it is in its phase. ``changed``: keys of what became different."""
 
     def __init__(self, started_at: float) -> None:
-        self._started_at = started_at
+        self.changed: set[str] = set()
+        self._replicas: dict[str, _Replica] = {}
+        self._proxies: dict[str, ProcessSeen] = {}  # by slot
+        self._proxy_reports: dict[str, ProxyReport] = {}
+        self._proxies_not_started: dict[str, str] = {}
+        self.observed = Observed(started_at=started_at)
         self._found: frozenset[str] | None = None
-        self._replicas: dict[str, tuple[ReplicaReport, float]] = {}
-        self._blocked: dict[str, tuple[LoopBlocking, ...]] = {}  # of replicas
-        self._proxies: dict[str, ProxyReport] = {}
-        self._since: dict[str, float] = {}  # when a process was first seen
-        self._not_started: dict[str, str] = {}  # what the engine refused to start, and why
 
-    def replica_said(self, report: ReplicaReport, now: float) -> None:
-        """A replica reported; the latest report counts."""
-        before = self._replicas.get(report.id)
-        since = before[1] if before is not None and before[0].phase == report.phase else now
-        self._replicas[report.id] = (report, since)
+    # -- the engine -----------------------------------------------------------------------------
 
-    def loop_said(self, report: LoopReport) -> None:
-        """A replica's loop was blocked; the latest report counts."""
-        self._blocked[report.id] = report.blocked
+    def all_processes(self, processes: Iterable[ProcessSeen], now: float) -> None:
+        """One complete look; what is not named does not exist."""
+        there = {one.id: one for one in processes}
+        if self._found is None:
+            self._found = frozenset(one.id for one in there.values() if one.alive and one.role == "replica")
+            self._show(found=self._found)
+        for id in [id for id in self._replicas if id not in there]:
+            if self._replicas[id].process is not None:
+                self.forgotten(id)
+        for slot in [slot for slot in self._proxies if PROXY_PREFIX + slot not in there]:
+            self.forgotten(PROXY_PREFIX + slot)
+        for process in there.values():
+            self.process(process, now)
 
-    def proxy_said(self, report: ProxyReport) -> None:
-        """A proxy reported; the latest report counts."""
-        self._proxies[report.id] = report
+    def process(self, process: ProcessSeen, now: float) -> None:
+        """One process was started, or ended."""
+        if process.role == "replica":
+            record = self._record(process.id, now)
+            before = record.process
+            if before is not None and before.pid == process.pid and not before.alive:
+                return  # its end was told before the answer to its start
+            if before != process:
+                record.process, record.not_started = process, ""
+                self._changed(process.id)
+        elif process.role == "proxy":
+            slot = process.id.removeprefix(PROXY_PREFIX)
+            known = self._proxies.get(slot)
+            if known is not None and known.pid == process.pid and not known.alive:
+                return
+            if known != process:
+                self._proxies[slot] = process
+                self._proxies_not_started.pop(slot, None)
+                self._proxy_changed(slot)
 
     def not_started(self, process_id: str, error: str) -> None:
         """The engine could not start this: it is seen as dead until it is forgotten."""
-        self._not_started[process_id] = error
+        if process_id.startswith(PROXY_PREFIX):
+            slot = process_id.removeprefix(PROXY_PREFIX)
+            self._proxies_not_started[slot] = error
+            self._proxy_changed(slot)
+        else:
+            self._record(process_id, 0.0).not_started = error
+            self._changed(process_id)
 
     def forgotten(self, process_id: str) -> None:
         """The engine was told to forget this dead process: what it said is void for the next one of that id."""
-        self._not_started.pop(process_id, None)
-        self._proxies.pop(process_id.removeprefix(PROXY_PREFIX), None)
-        self._replicas.pop(process_id, None)
-        self._blocked.pop(process_id, None)
-        self._since.pop(process_id, None)
+        if process_id.startswith(PROXY_PREFIX):
+            slot = process_id.removeprefix(PROXY_PREFIX)
+            for known in (self._proxies, self._proxy_reports, self._proxies_not_started):
+                known.pop(slot, None)
+            self._proxy_changed(slot)
+        elif self._replicas.pop(process_id, None) is not None:
+            self._changed(process_id)
 
-    def observed(self, processes: Sequence[ProcessSeen], memory: Memory, now: float) -> Observed:
-        """Everything seen now."""
-        if self._found is None:
-            self._found = frozenset(one.id for one in processes if one.alive and one.role == "replica")
-        replicas: dict[str, ReplicaSeen] = {}
-        proxies: dict[str, ProxySeen] = {}
-        for process in processes:
-            if process.role == "replica":
-                replicas[process.id] = self._replica(process, now)
-            elif process.role == "proxy":
-                slot = process.id.removeprefix(PROXY_PREFIX)
-                proxies[slot] = self._proxy(slot, process)
-        for id, error in self._not_started.items():
-            if id.startswith(PROXY_PREFIX) and "#" not in id:
-                slot = id.removeprefix(PROXY_PREFIX)
-                proxies.setdefault(slot, ProxySeen(slot, False, message=error))
-            else:
-                replicas.setdefault(id, ReplicaSeen(id, False, message=error))
-        self._drop_strangers(replicas, memory)
-        return Observed(replicas, proxies, self._found, self._started_at)
+    def all_have_reported(self) -> None:
+        """Whoever was found at the start has reported or had the time to."""
+        if self.observed.found:
+            self._show(found=frozenset())
 
-    def _replica(self, process: ProcessSeen, now: float) -> ReplicaSeen:
-        said = self._replicas.get(process.id)
-        seen_since = self._since.setdefault(process.id, now)
-        if said is None:
-            return ReplicaSeen(
-                process.id, process.alive, since=seen_since, pid=process.pid, exit_code=process.exit_code
-            )
-        report, since = said
-        return ReplicaSeen(
-            id=process.id,
-            alive=process.alive,
-            phase=report.phase,
-            since=since,
-            pid=process.pid or report.pid,
-            message=report.message,
-            exit_code=process.exit_code,
-            reported=True,
-            blocked=self._blocked.get(process.id, ()),
-        )
+    # -- what they say --------------------------------------------------------------------------
+
+    def replica_said(self, report: ReplicaReport, now: float) -> None:
+        """A replica reported; the latest report counts."""
+        record = self._record(report.id, now)
+        if record.report is None or record.report.phase != report.phase:
+            record.since = now
+        record.report = report
+        if report.config_error and record.telling:
+            record.refused, record.telling = record.telling, ""
+        elif report.config and report.config in (record.telling, record.refused):
+            record.telling = record.refused = ""
+        self._changed(report.id)
+
+    def loop_said(self, report: LoopReport, now: float) -> None:
+        """A replica's loop was blocked; the latest report counts."""
+        self._record(report.id, now).blocked = report.blocked
+        self._changed(report.id)
+
+    def health_said(self, report: HealthReport, now: float) -> None:
+        """A replica's health changed; the latest report counts."""
+        self._record(report.id, now).health = report
+        self._changed(report.id)
+
+    def proxy_said(self, report: ProxyReport) -> None:
+        """A proxy reported; the latest report counts."""
+        self._proxy_reports[report.id] = report
+        self._proxy_changed(report.id)
+
+    def telling(self, id: str, config: str) -> None:
+        """A replica is being told a configuration; "": that is over."""
+        record = self._replicas.get(id)
+        if record is not None and record.telling != config:
+            record.telling = config
+            self._changed(id)
+
+    # -- how it fits together -------------------------------------------------------------------
+
+    def _record(self, id: str, now: float) -> _Replica:
+        record = self._replicas.get(id)
+        if record is None:
+            if len(self._replicas) >= SPEAKERS_MAX:  # strangers that report and have no process
+                for one in [one for one, known in self._replicas.items() if known.process is None]:
+                    del self._replicas[one]
+            record = self._replicas[id] = _Replica(since=now)
+        return record
+
+    def _changed(self, id: str) -> None:
+        key = key_of(id)
+        record = self._replicas.get(id)
+        seen = record.seen(id) if record is not None else None
+        before = self.observed.replicas.get(key, {})
+        if seen == before.get(id):
+            return
+        group = {**before, id: seen} if seen is not None else {one: it for one, it in before.items() if one != id}
+        replicas = {**self.observed.replicas, key: group}
+        if not group:
+            del replicas[key]
+        self._show(replicas=replicas)
+        self.changed.add(key)
+
+    def _proxy_changed(self, slot: str) -> None:
+        proxies = {one: it for one, it in self.observed.proxies.items() if one != slot}
+        if slot in self._proxies:
+            proxies[slot] = self._proxy(slot, self._proxies[slot])
+        elif slot in self._proxies_not_started:
+            proxies[slot] = ProxySeen(slot, False, message=self._proxies_not_started[slot])
+        self._show(proxies=proxies)
+        self.changed.add(PROXIES)
 
     def _proxy(self, slot: str, process: ProcessSeen) -> ProxySeen:
-        said = self._proxies.get(slot)
+        said = self._proxy_reports.get(slot)
         if said is None or (said.pid != process.pid and process.pid):  # the word of the one before it
             return ProxySeen(slot, process.alive, pid=process.pid, exit_code=process.exit_code)
         host = f"[{said.host}]" if ":" in said.host else said.host
@@ -107,11 +216,16 @@ class Sightings:
             exit_code=process.exit_code,
         )
 
-    def _drop_strangers(self, replicas: dict[str, ReplicaSeen], memory: Memory) -> None:
-        known = replicas.keys() | memory.replicas.keys()
-        for id in [id for id in self._replicas if id not in known]:
-            del self._replicas[id]
-        for id in [id for id in self._blocked if id not in known]:
-            del self._blocked[id]
-        for id in [id for id in self._since if id not in known]:
-            del self._since[id]
+    def _show(
+        self,
+        replicas: dict[str, dict[str, ReplicaSeen]] | None = None,
+        proxies: dict[str, ProxySeen] | None = None,
+        found: frozenset[str] | None = None,
+    ) -> None:
+        before = self.observed
+        self.observed = Observed(
+            before.replicas if replicas is None else replicas,
+            before.proxies if proxies is None else proxies,
+            before.found if found is None else found,
+            before.started_at,
+        )

@@ -1,7 +1,7 @@
-"""What the controller must not forget: the wanted applications and the memory of its decisions.
+"""What the controller must not forget: what is wanted, the memory of its decisions, former revisions, what happened.
 
-Law: a row that comes back damaged is reported and left out, never half believed; what was put is there after the
-death of this process. It need not outlive the machine: the instance does not.
+Law: a row that comes back damaged is reported and left out, never half believed; what was written is there after the
+death of this process, and what belongs together is written together or not at all.
 """
 
 from __future__ import annotations
@@ -10,40 +10,95 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from skate.controlplane.decide.values import Goal, Memory
+from skate.controlplane.decide.values import DeploymentMemory, Goal, Memory, Order
+from skate.core.specs import Event
 
 T = TypeVar("T")
 
 FILE = "state.db"
-MEMORY_ROW = "memory"
-Kind = Literal["goal", "memory"]
-_encoder = msgspec.msgpack.Encoder()
-_goal_decoder = msgspec.msgpack.Decoder(Goal)
-_memory_decoder = msgspec.msgpack.Decoder(Memory)
+EVENTS_MAX = 10_000  # kept; older ones go
+EVENTS_SLACK = 500  # more than that before the older ones are looked for
+REVISIONS_MAX = 20  # kept of each application
+
+Kind = Literal["goal", "order", "deployment", "rest", "revision"]
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """What is no deployment's: the memory without its deployments, and the capacity that is wanted."""
+
+    memory: Memory = Memory()
+    capacity: float | None = None
+
+
+REST = "rest"  # the name of its row
+_types: dict[str, Any] = {
+    "goal": Goal,
+    "order": Order,
+    "deployment": DeploymentMemory,
+    "rest": Rest,
+    "revision": Goal,
+}
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One value to be put under a name, or, with ``value`` None, to be dropped."""
+
+    kind: Kind
+    name: str
+    value: Any = None
 
 
 class Saved(msgspec.Struct, frozen=True):
     """Everything in a store. ``damaged`` names what was there and could not be read."""
 
     goals: dict[str, Goal] = {}
+    orders: dict[str, Order] = {}
     memory: Memory = Memory()
+    capacity: float | None = None
     damaged: tuple[str, ...] = ()
 
 
 class Store(Protocol):
-    """Where wanted applications and memory are kept."""
+    """Where all that is kept. Whatever cannot be written or read raises OSError or sqlite3.Error."""
 
-    def load(self) -> Saved: ...
-    def put_goal(self, goal: Goal) -> None: ...
-    def drop_goal(self, name: str) -> None: ...
-    def put_memory(self, memory: Memory) -> None: ...
-    def clear(self) -> None: ...
-    def close(self) -> None: ...
+    def load(self) -> Saved:
+        """What was written, without revisions and events."""
+        ...
+
+    def write(self, rows: Sequence[Row], events: Sequence[Event] = ()) -> None:
+        """All of it or nothing. Events come in the order of their ids."""
+        ...
+
+    def revisions(self, app: str) -> list[Goal]:
+        """The kept revisions of an application, oldest first."""
+        ...
+
+    def events(self, after: int, app: str | None, limit: int) -> list[Event]:
+        """The newest events with an id above ``after``, oldest first."""
+        ...
+
+    def last_event(self) -> int:
+        """The id of the newest event; 0 when there is none."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of it."""
+        ...
+
+
+def revision_row(goal: Goal) -> Row:
+    """The row that keeps a revision."""
+    return Row("revision", f"{goal.spec.name}/{goal.revision:012}", goal)
 
 
 class MemoryStore:
@@ -51,44 +106,60 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], tuple[bytes, bytes]] = {}
+        self._events: list[Event] = []
 
     def load(self) -> Saved:
         return _saved((kind, name, data, digest) for (kind, name), (data, digest) in self.rows.items())
 
-    def put_goal(self, goal: Goal) -> None:
-        self._put("goal", goal.spec.name, goal)
+    def write(self, rows: Sequence[Row], events: Sequence[Event] = ()) -> None:
+        for row in rows:
+            if row.value is None:
+                self.rows.pop((row.kind, row.name), None)
+            else:
+                data = _encode(row.value)
+                self.rows[row.kind, row.name] = (data, _digest(row.kind, row.name, data))
+        self._events.extend(events)
+        del self._events[:-EVENTS_MAX]
+        for app in {row.name.partition("/")[0] for row in rows if row.kind == "revision"}:
+            names = sorted(name for kind, name in self.rows if kind == "revision" and name.startswith(f"{app}/"))
+            for name in names[:-REVISIONS_MAX]:
+                del self.rows["revision", name]
 
-    def put_memory(self, memory: Memory) -> None:
-        self._put("memory", MEMORY_ROW, memory)
+    def revisions(self, app: str) -> list[Goal]:
+        found = sorted(
+            (kind, name, *value)
+            for (kind, name), value in self.rows.items()
+            if kind == "revision" and name.startswith(f"{app}/")
+        )
+        return _goals(found)
 
-    def drop_goal(self, name: str) -> None:
-        self.rows.pop(("goal", name), None)
+    def events(self, after: int, app: str | None, limit: int) -> list[Event]:
+        found = [one for one in self._events if one.id > after and app in (None, one.app)]
+        return found[max(0, len(found) - limit) :]
+
+    def last_event(self) -> int:
+        return self._events[-1].id if self._events else 0
 
     def clear(self) -> None:
         self.rows.clear()
+        self._events.clear()
 
     def close(self) -> None:
         pass
 
-    def _put(self, kind: Kind, name: str, value: Goal | Memory) -> None:
-        data = _encoder.encode(value)
-        self.rows[kind, name] = (data, _digest(kind, name, data))
-
 
 class SqliteStore:
-    """Keeps the rows in one SQLite file of the runtime directory (0600)."""
+    """Keeps the rows in one SQLite file of a directory (0600). A file that is none of SQLite's is begun anew."""
 
-    def __init__(self, runtime_dir: str) -> None:
-        self.path = os.path.join(runtime_dir, FILE)
+    def __init__(self, directory: str) -> None:
+        self.path = os.path.join(directory, FILE)
         self._damaged: tuple[str, ...] = ()
         try:
             self._db = self._open()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            self._damaged = (self.path,)
-            self._remove()
-            self._db = self._open()
+            self._begin_anew()
 
     def _open(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -100,46 +171,89 @@ class SqliteStore:
                 "CREATE TABLE IF NOT EXISTS rows"
                 " (kind TEXT, name TEXT, data BLOB, digest BLOB, PRIMARY KEY (kind, name))"
             )
+            db.execute("CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, app TEXT, data BLOB)")
         except BaseException:
             db.close()
             raise
         return db
 
-    def _remove(self) -> None:
+    def _begin_anew(self) -> None:
+        """The file is torn: it is set aside under another name, for whoever wants to look."""
+        self._damaged = (self.path,)
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path + suffix)
+                os.replace(self.path + suffix, f"{self.path}.damaged{suffix}")
+        self._db = self._open()
 
     def load(self) -> Saved:
         try:
-            found = self._db.execute("SELECT kind, name, data, digest FROM rows ORDER BY rowid").fetchall()
+            found = self._db.execute(
+                "SELECT kind, name, data, digest FROM rows WHERE kind != 'revision' ORDER BY rowid"
+            ).fetchall()
         except sqlite3.DatabaseError:
             self._db.close()
-            self._remove()
-            self._db = self._open()
-            return Saved(damaged=(self.path,))
+            self._begin_anew()
+            found = []
         saved = _saved(found)
         return msgspec.structs.replace(saved, damaged=(*self._damaged, *saved.damaged))
 
-    def put_goal(self, goal: Goal) -> None:
-        self._put("goal", goal.spec.name, goal)
+    def write(self, rows: Sequence[Row], events: Sequence[Event] = ()) -> None:
+        if not rows and not events:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for row in rows:
+                self._write_row(row)
+            self._db.executemany(
+                "INSERT INTO events VALUES (?, ?, ?)", [(one.id, one.app, _encode(one)) for one in events]
+            )
+            if events and events[-1].id % EVENTS_SLACK < len(events):
+                self._db.execute("DELETE FROM events WHERE id <= ?", (events[-1].id - EVENTS_MAX,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
 
-    def put_memory(self, memory: Memory) -> None:
-        self._put("memory", MEMORY_ROW, memory)
+    def _write_row(self, row: Row) -> None:
+        if row.value is None:
+            self._db.execute("DELETE FROM rows WHERE kind = ? AND name = ?", (row.kind, row.name))
+            return
+        data = _encode(row.value)
+        values = (row.kind, row.name, data, _digest(row.kind, row.name, data))
+        self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", values)
+        if row.kind == "revision":
+            app = row.name.partition("/")[0]
+            self._db.execute(
+                "DELETE FROM rows WHERE kind = 'revision' AND name IN (SELECT name FROM rows WHERE kind = 'revision'"
+                " AND name BETWEEN ? AND ? ORDER BY name DESC LIMIT -1 OFFSET ?)",
+                (f"{app}/", f"{app}/:", REVISIONS_MAX),
+            )
 
-    def drop_goal(self, name: str) -> None:
-        self._db.execute("DELETE FROM rows WHERE kind = 'goal' AND name = ?", (name,))
+    def revisions(self, app: str) -> list[Goal]:
+        found = self._db.execute(
+            "SELECT kind, name, data, digest FROM rows WHERE kind = 'revision' AND name BETWEEN ? AND ? ORDER BY name",
+            (f"{app}/", f"{app}/:"),  # ":" comes after the digits
+        )
+        return _goals(found)
+
+    def events(self, after: int, app: str | None, limit: int) -> list[Event]:
+        found = self._db.execute(
+            "SELECT data FROM events WHERE id > ? AND (? IS NULL OR app = ?) ORDER BY id DESC LIMIT ?",
+            (after, app, app, limit),
+        ).fetchall()
+        events = [_decoded(Event, data) for (data,) in reversed(found)]
+        return [one for one in events if one is not None]
+
+    def last_event(self) -> int:
+        return int(self._db.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0])
 
     def clear(self) -> None:
         self._db.execute("DELETE FROM rows")
+        self._db.execute("DELETE FROM events")
 
     def close(self) -> None:
         self._db.close()
-
-    def _put(self, kind: Kind, name: str, value: Goal | Memory) -> None:
-        data = _encoder.encode(value)
-        row = (kind, name, data, _digest(kind, name, data))
-        self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", row)
 
 
 def _digest(kind: str, name: str, data: bytes) -> bytes:
@@ -147,29 +261,27 @@ def _digest(kind: str, name: str, data: bytes) -> bytes:
 
 
 def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
-    goals: dict[str, Goal] = {}
-    memory = Memory()
+    found: dict[str, dict[str, Any]] = {"goal": {}, "order": {}, "deployment": {}, "rest": {}, "revision": {}}
     damaged: list[str] = []
     for kind, name, data, digest in rows:
-        if digest != _digest(kind, name, data):
+        value = _decoded(_types[kind], data) if digest == _digest(kind, name, data) and kind in _types else None
+        if value is None:
             damaged.append(f"{kind} {name}")
-        elif kind == "goal":
-            goal = _decoded(_goal_decoder, data)
-            if goal is None:
-                damaged.append(f"{kind} {name}")
-            else:
-                goals[name] = goal
         else:
-            found = _decoded(_memory_decoder, data)
-            if found is None:
-                damaged.append(kind)
-            else:
-                memory = found
-    return Saved(goals, memory, tuple(damaged))
+            found[kind][name] = value
+    rest: Rest = found["rest"].get(REST, Rest())
+    memory = msgspec.structs.replace(rest.memory, deployments=found["deployment"])
+    return Saved(found["goal"], found["order"], memory, rest.capacity, tuple(damaged))
 
 
-def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T | None:
+def _goals(rows: Iterable[tuple[str, str, bytes, bytes]]) -> list[Goal]:
+    """Of revisions those that can be read."""
+    good = [data for kind, name, data, digest in rows if digest == _digest(kind, name, data)]
+    return [goal for goal in (_decoded(Goal, data) for data in good) if goal is not None]
+
+
+def _decoded(kind: type[T], data: bytes) -> T | None:
     try:
-        return decoder.decode(data)
+        return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None  # written by another version of Skate

@@ -63,10 +63,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
 
 
 class BuildResult(msgspec.Struct, frozen=True):
-    """What a builder answers, by the control call ``built``: one of the two.
-
-    ``error``: one readable line, and after it the user's own lines of the traceback.
-    """
+    """What came of a build: exactly one of the two. ``error``: a sentence, and the traceback of the user's code."""
 
     id: str  # of the process
     spec: AppSpec | None = None

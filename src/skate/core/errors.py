@@ -87,6 +87,12 @@ class DeployError(SkateError, RuntimeError):
     fault = "application"
 
 
+class StoreError(SkateError, OSError):
+    """What is wanted cannot be stored (a full disk), so it is not taken up."""
+
+    status, grpc, retryable = 507, "RESOURCE_EXHAUSTED", True
+
+
 class NotFoundError(SkateError, KeyError):
     """No application, deployment or route of that name."""
 

@@ -80,6 +80,7 @@ class ForgetProcess(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
 
 
 Action: TypeAlias = StartProcess | StopProcess | ForgetProcess
+Changed: TypeAlias = Callable[[ProcessSeen | None], None]
 
 
 class Engine(Protocol):
@@ -89,12 +90,17 @@ class Engine(Protocol):
         """Everything that was started and not forgotten, in the order of starting."""
         ...
 
-    async def perform(self, action: Action) -> None:
-        """Does one action; raises EngineError when it cannot be done."""
+    async def perform(self, action: Action) -> ProcessSeen | None:
+        """Does one action: of a start the process that runs now, else None. EngineError when it cannot be done."""
         ...
 
-    def on_change(self, callback: Callable[[], None]) -> None:
-        """``callback`` is called on the loop after a process ended: look again."""
+    def on_change(self, callback: Changed) -> None:
+        """``callback`` is called on the loop with each process that ended from now on.
+
+        With None it is told that ends may have been missed (the line to the supervisor was lost): observe everything.
+        What was observed once and is kept up to date by starts, ends and forgets is as good as a new look; the end of
+        a process may be told before the ``perform`` that started it returns.
+        """
         ...
 
     async def close(self) -> None:

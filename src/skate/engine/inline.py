@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from skate.core.specs import ProcessSpec
 from skate.engine.base import (
     KILLED,
     Action,
+    Changed,
     EngineError,
     Life,
     ProcessSeen,
@@ -52,20 +52,21 @@ class InlineEngine:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._running: dict[str, _Running] = {}
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Changed] = []
 
     async def observe(self) -> list[ProcessSeen]:
         return [one.seen() for one in self._running.values()]
 
-    async def perform(self, action: Action) -> None:
+    async def perform(self, action: Action) -> ProcessSeen | None:
         if isinstance(action, StartProcess):
-            self._start(action.spec)
-        elif isinstance(action, StopProcess):
+            return self._start(action.spec)
+        if isinstance(action, StopProcess):
             self._stop(action.id, action.grace_s)
         else:
             self._forget(action.id)
+        return None
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Changed) -> None:
         self._callbacks.append(callback)
 
     async def close(self) -> None:
@@ -76,13 +77,14 @@ class InlineEngine:
         if killers:
             await asyncio.wait(killers)
 
-    def _start(self, spec: ProcessSpec) -> None:
+    def _start(self, spec: ProcessSpec) -> ProcessSeen:
         if spec.id in self._running:
             raise EngineError(f"a process {spec.id!r} is known already: stop and forget it first, or use another id")
         one = _Running(spec, Life(self._clock, inline=True))
         self._running[spec.id] = one
         one.task = asyncio.create_task(self._run(one), name=spec.title)
         one.task.add_done_callback(lambda _: self._ended(one))
+        return one.seen()
 
     async def _run(self, one: _Running) -> None:
         code = 1
@@ -104,7 +106,7 @@ class InlineEngine:
         if one.exit_code is None:  # cancelled before its first step
             one.exit_code = KILLED
         for callback in self._callbacks:
-            callback()
+            callback(one.seen())
 
     def _stop(self, id: str, grace_s: float) -> None:
         one = self._running.get(id)

@@ -31,7 +31,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
-    """The answer to the question ``seq``; ``error`` None means done."""
+    """The answer to the question ``seq``; ``error`` None means done. ``seen``: everything, or what was started."""
 
     seq: int
     error: str | None = None

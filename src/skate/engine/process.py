@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from skate.core.clock import Clock
 from skate.core.errors import WireError
 from skate.core.specs import ProcessSpec
 from skate.engine import runtime_dir as directories
-from skate.engine.base import Action, EngineError, ProcessSeen
+from skate.engine.base import Action, Changed, EngineError, ProcessSeen
 from skate.engine.lifeline import Lifeline
 from skate.engine.messages import (
     ANSWER_MAX_BYTES,
@@ -192,17 +192,18 @@ class ProcessEngine:
             raise EngineError(f"the engine's address {address!r} does not begin with 'unix:'")
         self._path = address.removeprefix("unix:")
         self._clock = clock
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Changed] = []
         self._link: _Link | None = None
         self._connecting = asyncio.Lock()
 
     async def observe(self) -> list[ProcessSeen]:
         return list((await self._ask(ListProcesses())).seen)
 
-    async def perform(self, action: Action) -> None:
-        await self._ask(action)
+    async def perform(self, action: Action) -> ProcessSeen | None:
+        seen = (await self._ask(action)).seen
+        return seen[0] if seen else None
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Changed) -> None:
         self._callbacks.append(callback)
 
     async def close(self) -> None:
@@ -239,15 +240,15 @@ class ProcessEngine:
             raise EngineError(f"no supervisor listens on {self._path} ({error}); the instance has ended") from error
         return link
 
-    def _changed(self) -> None:
+    def _changed(self, seen: ProcessSeen | None) -> None:
         for callback in self._callbacks:
-            callback()
+            callback(seen)
 
 
 class _Link(asyncio.Protocol):
     """One connection to the supervisor."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Changed) -> None:
         self.closed = asyncio.Event()
         self._changed = changed
         self._reader = FrameReader(ANSWER_MAX_BYTES)
@@ -297,11 +298,11 @@ class _Link(asyncio.Protocol):
             if not answered.done():
                 answered.set_exception(EngineError(f"the connection to the supervisor was lost: {cause or 'it ended'}"))
         if unasked:  # what runs is unknown now: look again
-            self._changed()
+            self._changed(None)
 
     def _hear(self, told: Answer | Ended) -> None:
         if isinstance(told, Ended):
-            self._changed()
+            self._changed(told.seen)
             return
         answered = self._pending.get(told.seq)
         if answered is not None and not answered.done():

@@ -161,8 +161,8 @@ class Supervisor:
             if isinstance(what, StartProcess):
                 if self._end_at is not None:
                     raise EngineError("the instance is ending, nothing is started any more")
-                self._family.start(what.spec)
-            elif isinstance(what, StopProcess | ForgetProcess):
+                return Answer(ask.seq, seen=(self._family.start(what.spec).seen(),))
+            if isinstance(what, StopProcess | ForgetProcess):
                 if what.id == self._config.controller.id:
                     raise EngineError("the controller belongs to the supervisor; end the whole instance instead")
                 if isinstance(what, StopProcess):

@@ -1,5 +1,5 @@
-"""What routers are told: who may be sent calls, and under which paths. Law: keyed, the last one wins; the difference
-between two states names every key that changed and nothing else, so applying it to the first gives the second.
+"""What routers are told: who may be sent calls, and under which paths. Law: one value for each deployment, which
+follows from what is wanted, seen and remembered of it and from nothing else.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.decide.reconcile import gave_up
+from skate.controlplane.decide.restart import last_line
 from skate.controlplane.decide.status import Living, current, living_replicas
 from skate.controlplane.decide.survey import is_ready
-from skate.controlplane.decide.values import DeploymentMemory, Desired, Memory, Observed
+from skate.controlplane.decide.values import DeploymentMemory, Desired, Memory, Observed, Wanted
 from skate.core.specs import (
     AppSpec,
     DeploymentSpec,
@@ -18,10 +19,7 @@ from skate.core.specs import (
     ReplicaTarget,
     RequestRouterTarget,
     Route,
-    Snapshot,
 )
-
-CAUSE_MAX = 300  # characters of a cause that callers are shown; the status has all of it
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -31,35 +29,43 @@ class Published(msgspec.Struct, frozen=True):
     routes: tuple[Route, ...] = ()
 
 
-def published(desired: Desired, observed: Observed, memory: Memory, addresses: dict[str, str]) -> Published:
-    """What routers shall know. ``addresses``: where each replica listens, by id."""
-    living = living_replicas(observed, memory)
-    deployments: dict[str, DeploymentTarget] = {}
-    routes: list[Route] = []
-    for goal in desired.apps.values():
-        if goal.deleting:
-            continue
-        for spec in goal.spec.deployments:
-            chooser = request_router_of(goal.spec, spec)
-            target = target_of(spec, living, current(goal, spec, memory), addresses)
-            deployments[spec.key] = replace(target, request_router=chooser) if chooser is not None else target
-        if goal.spec.route_prefix is not None:
-            routes.append(Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress))
-    return Published(deployments, tuple(sorted(routes, key=lambda route: route.prefix)))
+def published(desired: Desired, observed: Observed, memory: Memory, place: str) -> Published:
+    """What routers shall know. ``place``: where replicas listen, see ``address_of``."""
+    deployments = {key: deployment(key, wanted, observed, memory, place) for key, wanted in desired.wanted.items()}
+    return Published(deployments, routes(desired))
 
 
-def target_of(
-    spec: DeploymentSpec, living: Living, memory: DeploymentMemory | None, addresses: dict[str, str]
-) -> DeploymentTarget:
+def routes(desired: Desired) -> tuple[Route, ...]:
+    """Which path leads to which application."""
+    found = [
+        Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress)
+        for goal in desired.apps.values()
+        if not goal.deleting and goal.spec.route_prefix is not None
+    ]
+    return tuple(sorted(found, key=lambda route: route.prefix))
+
+
+def deployment(key: str, wanted: Wanted, observed: Observed, memory: Memory, place: str) -> DeploymentTarget:
+    """One deployment as routers see it."""
+    living = living_replicas(key, observed, memory)
+    target = target_of(wanted.spec, living, current(wanted.goal, wanted.spec, memory), place)
+    chooser = request_router_of(wanted.goal.spec, wanted.spec)
+    return replace(target, request_router=chooser) if chooser is not None else target
+
+
+def address_of(id: str, place: str) -> str:
+    """Where a replica listens. ``place``: ``unix:`` and a directory, or ``memory:``."""
+    return f"{place}/r-{id.rpartition('#')[2]}.sock" if place.startswith("unix:") else f"{place}{id}"
+
+
+def target_of(spec: DeploymentSpec, living: Living, memory: DeploymentMemory | None, place: str) -> DeploymentTarget:
     """One deployment as routers see it. Replicas of the version before serve along until they are stopped."""
     replicas = tuple(
-        ReplicaTarget(seen.id, addresses[seen.id])
-        for replica, seen in living.get(spec.key, [])
-        if is_ready(replica, seen)
+        ReplicaTarget(seen.id, address_of(seen.id, place)) for replica, seen in living if is_ready(replica, seen)
     )
     unavailable = None
     if not replicas and memory is not None and gave_up(spec, memory):
-        unavailable = f"deployment {spec.key} failed to start: {cause_of(memory.failures.error)}"
+        unavailable = f"deployment {spec.key} failed to start: {last_line(memory.failures.error)}"
     pressure = spec.options.backpressure_config
     return DeploymentTarget(
         app=spec.app,
@@ -82,26 +88,3 @@ def request_router_of(app: AppSpec, spec: DeploymentSpec) -> RequestRouterTarget
     if config is None or config.request_router_class is None:
         return None
     return RequestRouterTarget(config.request_router_class, config.request_router_kwargs, app.sys_path, app.cwd)
-
-
-def cause_of(error: str) -> str:
-    """The last line of a traceback, which names the exception."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return lines[-1][:CAUSE_MAX] if lines else "see the status of the application"
-
-
-def whole(state: Published, generation: int) -> Snapshot:
-    """Everything, for a router that knows nothing yet."""
-    return Snapshot(generation, True, dict(state.deployments), state.routes)
-
-
-def delta(before: Published, after: Published, generation: int) -> Snapshot | None:
-    """What changed; None when nothing did."""
-    changed: dict[str, DeploymentTarget | None] = {
-        key: target for key, target in after.deployments.items() if before.deployments.get(key) != target
-    }
-    changed.update({key: None for key in before.deployments if key not in after.deployments})
-    routes = after.routes if after.routes != before.routes else None
-    if not changed and routes is None:
-        return None
-    return Snapshot(generation, False, changed, routes)

@@ -12,6 +12,7 @@ DELAY_FIRST_S = 0.1  # a process starts in about that time, so the second try co
 DELAY_MAX_S = 10.0
 FORGET_S = 60.0  # after this long without a failure the next one counts as the first
 TRIES_PER_REPLICA = 3  # Ray Serve's budget of failed starts: three for each wanted replica, but not above the option
+CAUSE_MAX = 300  # characters of a cause that callers are shown; the status has all of it
 COUNT_MAX = 1_000_000
 ERROR_MAX = 20_000  # characters of a traceback that are kept: its beginning and its end
 
@@ -65,3 +66,14 @@ def clipped(text: str) -> str:
     if len(text) <= ERROR_MAX:
         return text
     return text[: ERROR_MAX // 4] + "\n[...]\n" + text[-(ERROR_MAX * 3) // 4 :]
+
+
+def is_loop(failures: Failures, width: int) -> bool:
+    """Whether starts are being slowed down because replicas end again and again."""
+    return delay_s(failures.recent, width) > 0.0
+
+
+def last_line(error: str) -> str:
+    """The last line of a traceback, which names the exception."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return lines[-1][:CAUSE_MAX] if lines else "see the status of the application"

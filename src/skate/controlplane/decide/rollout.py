@@ -11,18 +11,27 @@ from typing import Literal
 import msgspec
 
 from skate.core.options import DeploymentOptions
+from skate.core.specs import DeploymentSpec
 
 Stage = Literal["starting", "ready"]
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """A replica that lives and is not about to end. ``fresh``: it was seen ready for the first time."""
+    """A replica that lives and is not about to end. ``fresh``: it was seen ready for the first time.
+
+    ``config``: what it runs with, None as long as it has not said so; ``telling``: what it is being told; ``refused``:
+    what it could not take up, and ``config_error`` why.
+    """
 
     id: str
     version: str
     stage: Stage
     ordinal: int
     fresh: bool = False
+    config: str | None = None
+    telling: str = ""
+    refused: str = ""
+    config_error: str = ""
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -58,3 +67,14 @@ def to_start(version: str, target: int, pace: Pace, staying: Sequence[Standing])
     missing = target - sum(one.version == version for one in staying)
     room = target + pace.surge - len(staying)
     return max(0, min(missing, room))
+
+
+def to_reconfigure(spec: DeploymentSpec, target: int, standing: Sequence[Standing]) -> list[Standing]:
+    """Whom to tell the wanted configuration now: as many at a time as are replaced at a time, none after a failure."""
+    mine = [one for one in standing if one.version == spec.version and one.stage == "ready"]
+    if any(one.refused == spec.config for one in mine):
+        return []
+    behind = [one for one in mine if one.config not in (None, spec.config)]
+    waiting = sorted((one for one in behind if one.telling != spec.config), key=lambda one: one.ordinal)
+    room = max(1, int(spec.options.rolling_update_percentage * target)) - (len(behind) - len(waiting))
+    return waiting[: max(0, room)]

@@ -18,6 +18,7 @@ from skate.controlplane.decide.values import (
     Goal,
     Memory,
     Observed,
+    Order,
     ProxyMemory,
     ProxySeen,
     ReplicaMemory,
@@ -27,6 +28,7 @@ from skate.core.specs import (
     ApplicationState,
     ApplicationStatus,
     Counts,
+    CrashLoop,
     DeploymentSpec,
     DeploymentState,
     DeploymentStatus,
@@ -34,60 +36,85 @@ from skate.core.specs import (
     ReplicaPhase,
     ReplicaStatus,
     ServeStatus,
+    StatusTrigger,
 )
 
-OF_DEPLOYMENT: dict[DeploymentState, ApplicationState] = {
-    "DEPLOY_FAILED": "DEPLOY_FAILED",
-    "UNHEALTHY": "UNHEALTHY",
-    "UPDATING": "DEPLOYING",
-    "UPSCALING": "DEPLOYING",
-    "DOWNSCALING": "DEPLOYING",
-    "HEALTHY": "RUNNING",
-}
 WORST_FIRST: tuple[ApplicationState, ...] = ("DEPLOY_FAILED", "UNHEALTHY", "DEPLOYING", "RUNNING")
 
-Living = dict[str, list[tuple[ReplicaMemory, ReplicaSeen]]]  # by deployment key, oldest first
+Living = list[tuple[ReplicaMemory, ReplicaSeen]]  # of one deployment, oldest first
 
 
 def serve_status(
-    desired: Desired, observed: Observed, memory: Memory, now: float, calls: Counts, pid: int
+    desired: Desired,
+    orders: dict[str, Order],
+    observed: Observed,
+    memory: Memory,
+    now: float,
+    calls: Counts | None = None,
+    pid: int = 0,
 ) -> ServeStatus:
-    """The whole instance."""
-    living = living_replicas(observed, memory)
+    """The whole instance. ``orders``: applications that are being built, or could not be."""
+    calls = calls or {}
+    applications = {
+        name: application_status(goal, observed, memory, now, orders.get(name)) for name, goal in desired.apps.items()
+    }
+    for name, order in orders.items():
+        if name not in applications:
+            applications[name] = unbuilt_status(order, memory.ending)
     return ServeStatus(
         controller_pid=pid,
         proxies={
             id: proxy_status(id, observed.proxies.get(id), slot, memory.ending) for id, slot in memory.proxies.items()
         },
-        applications={
-            name: application_status(goal, living, memory, now, memory.ending) for name, goal in desired.apps.items()
-        },
+        applications=applications,
         calls=total(calls.values()),
         calls_by_deployment=calls,
+        target_capacity=desired.capacity,
     )
 
 
-def living_replicas(observed: Observed, memory: Memory) -> Living:
-    """Remembered replicas whose process lives."""
-    found: Living = {}
-    for id, replica in sorted(memory.replicas.items(), key=lambda item: item[1].ordinal):
-        seen = observed.replicas.get(id)
-        if seen is not None and seen.alive:
-            found.setdefault(replica.key, []).append((replica, seen))
-    return found
+def living_replicas(key: str, observed: Observed, memory: Memory) -> Living:
+    """The remembered replicas of a deployment whose process lives."""
+    known = memory.deployments.get(key)
+    group = observed.replicas.get(key)
+    if known is None or group is None:
+        return []
+    living = [(replica, group[id]) for id, replica in known.replicas.items() if id in group and group[id].alive]
+    living.sort(key=lambda pair: pair[0].ordinal)
+    return living
 
 
-def application_status(goal: Goal, living: Living, memory: Memory, now: float, ending: bool) -> ApplicationStatus:
-    """One application, as bad as its worst deployment."""
+def unbuilt_status(order: Order, ending: bool) -> ApplicationStatus:
+    """An application of which there is nothing but the order."""
+    return ApplicationStatus(
+        name=order.config.name,
+        status="DELETING" if ending else "DEPLOY_FAILED" if order.error else "DEPLOYING",
+        message=order.error or f"importing {order.config.import_path}",
+        route_prefix=order.config.route_prefix,
+        last_deployed_time_s=order.at,
+        source="declarative",
+        deployed_by=order.by,
+    )
+
+
+def application_status(
+    goal: Goal, observed: Observed, memory: Memory, now: float, order: Order | None = None
+) -> ApplicationStatus:
+    """One application, as bad as its worst deployment. ``order``: a newer state of it that is not built yet."""
     deployments = {
-        spec.name: deployment_status(spec, living.get(spec.key, []), current(goal, spec, memory), now)
+        spec.name: deployment_status(
+            spec, living_replicas(spec.key, observed, memory), current(goal, spec, memory), now, goal.deleting
+        )
         for spec in goal.spec.deployments
     }
-    states = {name: OF_DEPLOYMENT[deployment.status] for name, deployment in deployments.items()}
+    states = {name: of_deployment(deployment) for name, deployment in deployments.items()}
     worst: ApplicationState = min(states.values(), key=WORST_FIRST.index, default="RUNNING")
     message = ""
-    if goal.deleting or ending:
+    if goal.deleting or memory.ending:
         worst = "DELETING"
+    elif order is not None:  # what runs goes on
+        worst = "DEPLOY_FAILED" if order.error else "DEPLOYING"
+        message = order.error or f"importing {order.config.import_path}; what ran before goes on"
     elif worst != "RUNNING":
         told = [f"{name}: {one.message}" for name, one in deployments.items() if states[name] == worst and one.message]
         message = "\n".join(told)
@@ -96,9 +123,24 @@ def application_status(goal: Goal, living: Living, memory: Memory, now: float, e
         status=worst,
         message=message,
         route_prefix=goal.spec.route_prefix,
-        last_deployed_time_s=goal.deployed_at,
+        last_deployed_time_s=order.at if order is not None else goal.deployed_at,
         deployments=deployments,
+        revision=goal.revision,
+        source="imperative" if goal.source is None else "declarative",
+        deployed_by=order.by if order is not None else goal.by,
     )
+
+
+def of_deployment(deployment: DeploymentStatus) -> ApplicationState:
+    """What the state of a deployment makes of its application: one that only follows the load runs."""
+    match deployment.status:
+        case "DEPLOY_FAILED" | "UNHEALTHY" as bad:
+            return bad
+        case "HEALTHY":
+            return "RUNNING"
+        case "UPSCALING" | "DOWNSCALING" if deployment.status_trigger == "AUTOSCALING":
+            return "RUNNING"
+    return "DEPLOYING"
 
 
 def current(goal: Goal, spec: DeploymentSpec, memory: Memory) -> DeploymentMemory | None:
@@ -108,55 +150,98 @@ def current(goal: Goal, spec: DeploymentSpec, memory: Memory) -> DeploymentMemor
 
 
 def deployment_status(
-    spec: DeploymentSpec,
-    living: list[tuple[ReplicaMemory, ReplicaSeen]],
-    memory: DeploymentMemory | None,
-    now: float,
+    spec: DeploymentSpec, living: Living, memory: DeploymentMemory | None, now: float, deleting: bool = False
 ) -> DeploymentStatus:
     """One deployment."""
-    target = spec.options.replicas
     state: DeploymentState = "UPDATING"
+    trigger: StatusTrigger = "CONFIG_UPDATE_STARTED"
     message = ""
+    crash_loop = None
     if memory is not None:
-        state, message = deployment_state(spec, target, living, memory)
+        state, trigger, message = deployment_state(spec, living, memory)
+        crash_loop = crash_loop_of(memory, now)
     return DeploymentStatus(
         name=spec.name,
         status=state,
         message=message,
-        target_replicas=target,
-        replicas=tuple(
-            ReplicaStatus(
-                seen.id, shown_phase(replica, seen), seen.pid, max(0.0, now - seen.since), seen.message, seen.blocked
-            )
-            for replica, seen in living
-        ),
+        target_replicas=memory.target if memory is not None else spec.options.replicas,
+        replicas=tuple(replica_status(replica, seen, now) for replica, seen in living),
+        status_trigger="DELETING" if deleting else trigger,
+        version=spec.version,
+        crash_loop=crash_loop,
     )
 
 
+def replica_status(replica: ReplicaMemory, seen: ReplicaSeen, now: float) -> ReplicaStatus:
+    """One replica."""
+    return ReplicaStatus(
+        id=seen.id,
+        phase=shown_phase(replica, seen),
+        pid=seen.pid,
+        phase_s=max(0.0, now - seen.since),
+        message=seen.message or seen.config_error or seen.health_error,
+        loop_blocked=seen.blocked,
+        version=replica.version,
+        strikes=seen.strikes,
+    )
+
+
+def crash_loop_of(memory: DeploymentMemory, now: float) -> CrashLoop | None:
+    """Whether its replicas end again and again, and how that goes on."""
+    failures = memory.failures
+    fresh = restart.forgotten(failures, now)
+    if not restart.is_loop(fresh, memory.target):
+        return None
+    wait_s = max(0.0, restart.next_try_at(failures, memory.target, now) - now)
+    return CrashLoop(fresh.recent, wait_s, failures.error)
+
+
 def deployment_state(
-    spec: DeploymentSpec, target: int, living: list[tuple[ReplicaMemory, ReplicaSeen]], memory: DeploymentMemory
-) -> tuple[DeploymentState, str]:
-    """The state of a deployment and the sentence that explains it."""
+    spec: DeploymentSpec, living: Living, memory: DeploymentMemory
+) -> tuple[DeploymentState, StatusTrigger, str]:
+    """The state of a deployment, what brought it there, and the sentence that explains it."""
+    target, failures = memory.target, memory.failures
     standing = [
-        Standing(seen.id, replica.version, "ready" if is_ready(replica, seen) else "starting", replica.ordinal)
+        Standing(
+            seen.id,
+            replica.version,
+            "ready" if is_ready(replica, seen) else "starting",
+            replica.ordinal,
+            config=seen.config if seen.reported else None,
+        )
         for replica, seen in living
         if not replica.stopping
     ]
-    failures = memory.failures
-    if is_settled(spec.version, target, standing):
-        return "HEALTHY", ""
+    refused = [seen for _, seen in living if seen.refused and seen.refused == spec.config]
+    ready = sum(one.stage == "ready" for one in standing)
+    if is_settled(spec, target, standing):
+        return "HEALTHY", _completed(memory), ""
+    if refused:
+        text = f"replica {refused[0].id} could not take up the new configuration and goes on with the one before."
+        return "DEPLOY_FAILED", "INTERNAL_ERROR", f"{text} The error:\n{refused[0].config_error}"
     if memory.settled:
-        ready = sum(one.stage == "ready" for one in standing)
         why = f" The last error:\n{failures.error}" if failures.error else ""
-        return "UNHEALTHY", f"{ready} of {target} replicas are ready.{why}"
+        unhealthy: StatusTrigger = "HEALTH_CHECK_FAILED" if "is unhealthy" in failures.error[:200] else "INTERNAL_ERROR"
+        return "UNHEALTHY", unhealthy, f"{ready} of {target} replicas are ready.{why}"
     if is_failing(spec, memory):
         ending = "No more are tried until it is deployed again." if gave_up(spec, memory) else "Trying goes on slowly."
         count = f"{failures.in_a_row} replicas failed to start in a row."
-        return "DEPLOY_FAILED", f"{count} {ending} The last error:\n{failures.error}"
+        return "DEPLOY_FAILED", "REPLICA_STARTUP_FAILED", f"{count} {ending} The last error:\n{failures.error}"
+    trigger: StatusTrigger = "AUTOSCALING" if memory.automatic else "CONFIG_UPDATE_STARTED"
     if failures.in_a_row:
         left = restart.budget(spec.options.max_constructor_retry_count, target) - failures.in_a_row
-        return memory.course, f"A replica failed to start; {left} more may fail. The error:\n{failures.error}"
-    return memory.course, ""
+        text = f"A replica failed to start; {left} more may fail. The error:\n{failures.error}"
+        return memory.course, "REPLICA_STARTUP_FAILED", text
+    return memory.course, trigger, ""
+
+
+def _completed(memory: DeploymentMemory) -> StatusTrigger:
+    match memory.course:
+        case "UPSCALING":
+            return "UPSCALE_COMPLETED"
+        case "DOWNSCALING":
+            return "DOWNSCALE_COMPLETED"
+    return "CONFIG_UPDATE_COMPLETED"
 
 
 def shown_phase(replica: ReplicaMemory, seen: ReplicaSeen) -> ReplicaPhase:

@@ -1,4 +1,4 @@
-"""What became of every replica that was started: who stands, who ended unasked, who must be told again.
+"""What became of every replica of a deployment: who stands, who ended unasked, who must be told again.
 
 Law: joins memory and observation by id and nothing else; a replica found alive that nobody remembers is adopted as
 one of an unknown version, so it serves until the wanted version can take over.
@@ -6,76 +6,85 @@ one of an unknown version, so it serves until the wanted version can take over.
 
 from __future__ import annotations
 
-import msgspec
+from dataclasses import dataclass, field
+
 from msgspec.structs import replace
 
 from skate.controlplane.decide.reconcile import Ending
 from skate.controlplane.decide.rollout import Stage, Standing
-from skate.controlplane.decide.values import Action, Forget, Memory, Observed, ReplicaMemory, ReplicaSeen, StopReplica
+from skate.controlplane.decide.values import (
+    STRIKES_MAX,
+    Action,
+    Forget,
+    Group,
+    Observed,
+    ReplicaMemory,
+    ReplicaSeen,
+    StopReplica,
+)
 
 OVERDUE_S = 5.0  # how much longer than its grace a stop may take before the kill is asked for again
 FAILED_GRACE_S = 2.0  # a replica that reported its failure ends by itself; this is for the case that it does not
 ADOPTED_GRACE_S = 20.0  # Ray Serve's default, for a replica whose options nobody remembers
 
 
-class Survey(msgspec.Struct, frozen=True):
-    """Replicas by what became of them, keyed by deployment, and the actions that follow whatever is wanted."""
+@dataclass
+class Survey:
+    """The replicas of one deployment by what became of them, and the actions that follow whatever is wanted."""
 
-    replicas: dict[str, ReplicaMemory]
-    standing: dict[str, list[Standing]]
-    endings: dict[str, list[Ending]]
-    actions: list[Action]
-    wake_at: float | None
+    replicas: dict[str, ReplicaMemory] = field(default_factory=dict)
+    standing: list[Standing] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+
+    @property
+    def wake_at(self) -> float | None:
+        """When a stop that was asked for must be over."""
+        return min((one.stop_by for one in self.replicas.values() if one.stop_by is not None), default=None)
 
 
 def is_complete(observed: Observed, now: float, recovery_s: float) -> bool:
     """Whether every replica found alive at the start has reported, or has had the time to."""
-    if now >= observed.started_at + recovery_s:
+    if not observed.found or now >= observed.started_at + recovery_s:
         return True
-    seen = (observed.replicas.get(one) for one in observed.found)
+    seen = (observed.replicas.get(key_of(id), {}).get(id) for id in observed.found)
     return all(one is None or one.reported or not one.alive for one in seen)
 
 
-def adopted(memory: Memory, observed: Observed) -> Memory:
-    """The memory with the living replicas that nobody remembers."""
-    strangers = [one for one in observed.replicas.values() if one.alive and one.id not in memory.replicas]
-    if not strangers:
-        return memory
-    replicas = dict(memory.replicas)
-    ordinal = memory.next_ordinal
-    for stranger in strangers:
-        key, _, tag = stranger.id.rpartition("#")
-        app, _, deployment = key.partition("/")
-        number = int(tag) if tag.isdecimal() else ordinal
-        ordinal = max(ordinal, number + 1)
-        replicas[stranger.id] = ReplicaMemory(app, deployment, "", number, ADOPTED_GRACE_S)
-    return replace(memory, replicas=replicas, next_ordinal=ordinal)
+def key_of(id: str) -> str:
+    """The deployment of a replica, which its id names."""
+    return id.rpartition("#")[0]
 
 
-def survey(memory: Memory, observed: Observed, now: float) -> Survey:
-    """Looks at every remembered replica once."""
-    made = Survey({}, {}, {}, [], None)
-    wake_at: list[float] = []
-    for id, remembered in memory.replicas.items():
-        seen = observed.replicas.get(id)
+def strangers(remembered: dict[str, ReplicaMemory], group: Group) -> list[ReplicaSeen]:
+    """The living replicas that nobody remembers."""
+    return [one for one in group.values() if one.alive and one.id not in remembered]
+
+
+def adopted(stranger: ReplicaSeen, ordinal: int) -> ReplicaMemory:
+    """What can be known of such a replica; ``ordinal`` for an id without a number."""
+    tag = stranger.id.rpartition("#")[2]
+    return ReplicaMemory("", int(tag) if tag.isdecimal() else ordinal, ADOPTED_GRACE_S)
+
+
+def survey(remembered: dict[str, ReplicaMemory], group: Group, now: float) -> Survey:
+    """Looks at every remembered replica of a deployment once."""
+    made = Survey()
+    for id, replica in remembered.items():
+        seen = group.get(id)
         if seen is None or not seen.alive:
-            _note_end(made, id, remembered, seen)
+            _note_end(made, id, replica, seen)
         else:
-            made.replicas[id] = kept = _look_at(made, remembered, seen, now)
-            if kept.stop_by is not None:
-                wake_at.append(kept.stop_by)
-    for id, seen in observed.replicas.items():
-        if not seen.alive:
-            made.actions.append(Forget(id, "replica"))
-    return replace(made, wake_at=min(wake_at, default=None))
+            made.replicas[id] = _look_at(made, replica, seen, now)
+    made.actions.extend(Forget(id, "replica") for id, seen in group.items() if not seen.alive)
+    return made
 
 
 def _note_end(made: Survey, id: str, remembered: ReplicaMemory, seen: ReplicaSeen | None) -> None:
-    if remembered.stopping or (seen is not None and seen.phase == "draining" and seen.exit_code == 0):
+    if remembered.stopping or (seen is not None and seen.phase == "draining" and seen.exit_code in (0, None)):
         return
     ran = remembered.ran or (seen is not None and seen.phase in ("ready", "draining"))
-    error = f"replica {id} {end_text(seen)}"
-    made.endings.setdefault(remembered.key, []).append(Ending(remembered.version, ran, error))
+    made.endings.append(Ending(id, remembered.version, ran, f"replica {id} {end_text(seen)}"))
 
 
 def _look_at(made: Survey, remembered: ReplicaMemory, seen: ReplicaSeen, now: float) -> ReplicaMemory:
@@ -85,17 +94,37 @@ def _look_at(made: Survey, remembered: ReplicaMemory, seen: ReplicaSeen, now: fl
         made.actions.append(StopReplica(seen.id, 0.0))
         return replace(remembered, stop_by=now + OVERDUE_S)
     if seen.phase == "failed":
-        error = f"replica {seen.id} {end_text(seen)}"
-        made.endings.setdefault(remembered.key, []).append(Ending(remembered.version, remembered.ran, error))
-        made.actions.append(StopReplica(seen.id, FAILED_GRACE_S))
-        return replace(remembered, stop_by=now + FAILED_GRACE_S + OVERDUE_S)
+        return _give_up(made, remembered, seen, end_text(seen), FAILED_GRACE_S, now)
+    if seen.strikes >= STRIKES_MAX:
+        why = f"is unhealthy: {seen.strikes} health checks failed in a row: {seen.health_error}"
+        return _give_up(made, replace(remembered, ran=True), seen, why, remembered.grace_s, now)
     if seen.phase == "draining":  # somebody else told it to end; it is let finish
         return replace(remembered, ran=True, stop_by=now + remembered.grace_s + OVERDUE_S)
     stage: Stage = "ready" if is_ready(remembered, seen) else "starting"
     fresh = stage == "ready" and not remembered.ran
-    standing = Standing(seen.id, remembered.version, stage, remembered.ordinal, fresh)
-    made.standing.setdefault(remembered.key, []).append(standing)
+    made.standing.append(
+        Standing(
+            seen.id,
+            remembered.version,
+            stage,
+            remembered.ordinal,
+            fresh,
+            seen.config if seen.reported else None,
+            seen.telling,
+            seen.refused,
+            seen.config_error,
+        )
+    )
     return replace(remembered, ran=True) if fresh else remembered
+
+
+def _give_up(
+    made: Survey, remembered: ReplicaMemory, seen: ReplicaSeen, why: str, grace_s: float, now: float
+) -> ReplicaMemory:
+    """It is told to end; what it has in hand it may finish within ``grace_s``."""
+    made.endings.append(Ending(seen.id, remembered.version, remembered.ran, f"replica {seen.id} {why}"))
+    made.actions.append(StopReplica(seen.id, grace_s))
+    return replace(remembered, stop_by=now + grace_s + OVERDUE_S)
 
 
 def is_ready(replica: ReplicaMemory, seen: ReplicaSeen) -> bool:

@@ -1,44 +1,92 @@
 """What a decision is made of: what is wanted, what is seen, what is remembered, and the plan.
 
-Law: plain immutable values. Everything that must outlive one decision is in ``Memory``, which the shell stores and
-hands back; a controller that starts again with it (or without it) goes on where the last one stopped.
+Law: plain immutable values, kept by deployment, so what did not change is the same object and costs nothing. Everything
+that must outlive one decision is in ``Memory``, which the shell stores and hands back; a controller that starts
+again with it (or without it) goes on where the last one stopped.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import msgspec
 
-from skate.core.specs import AppSpec, Counts, LoopBlocking, ReplicaPhase
+from skate.core.config import AppConfig
+from skate.core.specs import AppSpec, Counts, DeploymentSpec, LoopBlocking, ReplicaPhase
 
 RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them
+STRIKES_MAX = 3  # failed health checks in a row, as in Ray Serve; then a replica is replaced
 
 
 # -- wanted -------------------------------------------------------------------------------------
 
 
 class Goal(msgspec.Struct, frozen=True):
-    """One application as wanted. ``revision`` grows with every deploy; ``deleting``: it shall go."""
+    """One application as wanted. ``revision`` grows with every deploy; ``deleting``: it shall go.
+
+    ``source``: the configuration that it was built from, None when a script deployed it. ``by``: who asked, in words.
+    """
 
     spec: AppSpec
     revision: int
     deployed_at: float  # wall time
     deleting: bool = False
+    cause: str = "deploy"
+    by: str = ""
+    source: AppConfig | None = None
 
 
-class Desired(msgspec.Struct, frozen=True):
-    """Everything that is wanted: the applications, and a proxy in each slot."""
+class Order(msgspec.Struct, frozen=True):
+    """An application that was asked for by configuration and is not built yet. ``error``: it could not be built."""
 
-    apps: dict[str, Goal] = {}
+    config: AppConfig
+    number: int
+    at: float  # wall time
+    by: str = ""
+    logging_config: dict[str, Any] | None = None
+    sys_path: tuple[str, ...] = ()
+    cwd: str | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One deployment that shall run."""
+
+    spec: DeploymentSpec
+    goal: Goal
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Everything that is wanted: the applications, and a proxy in each slot. ``capacity``: percent of all replicas."""
+
+    apps: dict[str, Goal] = field(default_factory=dict)
     proxies: tuple[str, ...] = ()
+    capacity: float | None = None
+
+    @cached_property
+    def wanted(self) -> dict[str, Wanted]:
+        """The deployments that shall run, by key."""
+        return {
+            spec.key: Wanted(spec, goal)
+            for goal in self.apps.values()
+            if not goal.deleting
+            for spec in goal.spec.deployments
+        }
 
 
 # -- seen ---------------------------------------------------------------------------------------
 
 
 class ReplicaSeen(msgspec.Struct, frozen=True):
-    """A replica's process, and what the replica said last. ``reported``: it has said something at all."""
+    """A replica's process, and what the replica said last. ``reported``: it has said something at all.
+
+    ``config``: the configuration it runs with; ``telling``: the one it is being told now; ``refused``: the one that it
+    could not take up, because of ``config_error``. ``strikes``: failed health checks in a row.
+    """
 
     id: str
     alive: bool
@@ -49,6 +97,12 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     exit_code: int | None = None
     reported: bool = False
     blocked: tuple[LoopBlocking, ...] = ()
+    config: str = ""
+    telling: str = ""
+    refused: str = ""
+    config_error: str = ""
+    strikes: int = 0
+    health_error: str = ""
 
 
 class ProxySeen(msgspec.Struct, frozen=True):
@@ -63,10 +117,14 @@ class ProxySeen(msgspec.Struct, frozen=True):
     exit_code: int | None = None
 
 
-class Observed(msgspec.Struct, frozen=True):
-    """One complete look at the engine. ``found``: processes that lived before this controller did."""
+Group = dict[str, ReplicaSeen]  # the replicas of one deployment, by id
 
-    replicas: dict[str, ReplicaSeen] = {}
+
+class Observed(msgspec.Struct, frozen=True):
+    """One complete picture. ``replicas`` by deployment key; ``found``: processes that lived before this controller did
+    and have not reported yet."""
+
+    replicas: dict[str, Group] = {}
     proxies: dict[str, ProxySeen] = {}
     found: frozenset[str] = frozenset()
     started_at: float = 0.0  # when this controller started
@@ -87,17 +145,11 @@ class Failures(msgspec.Struct, frozen=True):
 class ReplicaMemory(msgspec.Struct, frozen=True):
     """A replica that was started. ``ran``: it was ready once. ``stop_by``: when a stop asked for must be over."""
 
-    app: str
-    deployment: str
     version: str
     ordinal: int  # grows with every replica of the instance; the newest leaves first
     grace_s: float
     ran: bool = False
     stop_by: float | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.app}/{self.deployment}"
 
     @property
     def stopping(self) -> bool:
@@ -108,16 +160,22 @@ Course = Literal["UPDATING", "UPSCALING", "DOWNSCALING"]
 
 
 class DeploymentMemory(msgspec.Struct, frozen=True):
-    """How a deployment fares at its present revision. ``ran``: a replica of this version was ready once;
-    ``settled``: all wanted replicas were ready at once since the last deploy; ``course``: what the deploy changed."""
+    """How a deployment fares at its present revision, and its replicas.
 
-    version: str
-    revision: int
-    target: int
+    ``ran``: a replica of this version was ready once; ``settled``: all wanted replicas were ready at once since the
+    last change; ``course``: what that changed. Of a deployment that is not wanted any more only ``replicas`` counts.
+    """
+
+    version: str = ""
+    revision: int = 0
+    target: int = 0
+    config: str = ""
     ran: bool = False
     settled: bool = False
     course: Course = "UPDATING"
+    automatic: bool = False  # the last change of the target was the autoscaler's
     failures: Failures = Failures()
+    replicas: dict[str, ReplicaMemory] = {}
 
 
 class ProxyMemory(msgspec.Struct, frozen=True):
@@ -134,7 +192,6 @@ class Memory(msgspec.Struct, frozen=True):
     must go on with that."""
 
     next_ordinal: int = 1
-    replicas: dict[str, ReplicaMemory] = {}
     deployments: dict[str, DeploymentMemory] = {}
     proxies: dict[str, ProxyMemory] = {}
     ended_calls: Counts = {}  # counts of processes that are gone; kept here to be stored
@@ -148,8 +205,7 @@ class StartReplica(msgspec.Struct, frozen=True, tag=True):
     """Start a replica of the deployment as it is wanted now."""
 
     id: str
-    app: str
-    deployment: str
+    key: str
 
 
 class StopReplica(msgspec.Struct, frozen=True, tag=True):
@@ -157,6 +213,13 @@ class StopReplica(msgspec.Struct, frozen=True, tag=True):
 
     id: str
     grace_s: float
+
+
+class Reconfigure(msgspec.Struct, frozen=True, tag=True):
+    """Tell a running replica the configuration that is wanted now."""
+
+    id: str
+    key: str
 
 
 class StartProxy(msgspec.Struct, frozen=True, tag=True):
@@ -179,16 +242,37 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
     role: Literal["replica", "proxy"]
 
 
-Action = StartReplica | StopReplica | StartProxy | StopProxy | Forget
+Action = StartReplica | StopReplica | Reconfigure | StartProxy | StopProxy | Forget
+
+
+class Happening(msgspec.Struct, frozen=True):
+    """Something for the log of events. ``key`` "": of the application as a whole."""
+
+    app: str
+    deployment: str
+    kind: str
+    message: str
+    details: dict[str, Any] = {}
+
+
+PROXIES = ""  # the key under which the proxies' timer stands
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to do now. ``gone``: deleted applications of which nothing is left; ``ended``: nothing at all is left,
-    as wanted; ``wake_at``: decide again then even if nothing happens; ``waiting``: too early to decide anything."""
+    """What to do now. ``changed``: keys whose memory is another one. ``wakes``: of each key that was looked at, when to
+    look again even if nothing happens. ``gone``: deleted applications of which nothing is left; ``ended``: nothing at
+    all is left, as wanted; ``waiting``: too early to decide anything."""
 
     actions: tuple[Action, ...]
     memory: Memory
-    wake_at: float | None = None
+    changed: tuple[str, ...] = ()
+    wakes: dict[str, float | None] = {}
     gone: tuple[str, ...] = ()
+    events: tuple[Happening, ...] = ()
     ended: bool = False
     waiting: bool = False
+
+    @property
+    def wake_at(self) -> float | None:
+        """The earliest of ``wakes``."""
+        return min((at for at in self.wakes.values() if at is not None), default=None)

@@ -1,118 +1,189 @@
 """The whole decision: ``(desired, observed, memory, now) -> Plan``. Law: looks at the state, never at what happened;
 decides nothing before one complete observation; applications disturb each other in nothing.
+
+A caller who knows which deployments changed may name them: of the others the plan says nothing, and a decision about
+everything at the same moment would have said nothing about them either. So a tick costs what changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from msgspec.structs import replace
 
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
-from skate.controlplane.decide.reconcile import reconcile
-from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, survey
+from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
+from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, strangers, survey
 from skate.controlplane.decide.values import (
+    PROXIES,
     RECOVERY_S,
     Action,
     DeploymentMemory,
     Desired,
+    Happening,
     Memory,
     Observed,
     Plan,
+    Reconfigure,
     ReplicaMemory,
     StartReplica,
     StopReplica,
+    Wanted,
 )
 from skate.core.specs import DeploymentSpec
 
 
-def decide(desired: Desired, observed: Observed, memory: Memory, now: float) -> Plan:
-    """What to do now so that what is seen becomes what is wanted; with ``memory.ending`` nothing is wanted."""
+def decide(
+    desired: Desired, observed: Observed, memory: Memory, now: float, only: Collection[str] | None = None
+) -> Plan:
+    """What to do now so that what is seen becomes what is wanted; with ``memory.ending`` nothing is wanted.
+
+    ``only``: the keys of deployments that may need something (``PROXIES`` for the proxies); None: all.
+    """
     if not is_complete(observed, now, RECOVERY_S):
-        return Plan((), memory, wake_at=observed.started_at + RECOVERY_S, waiting=True)
-    memory = adopted(memory, observed)
-    fleet = plan_proxies(() if memory.ending else desired.proxies, observed, memory.proxies, now)
-    round = _Round(survey(memory, observed, now), memory, now)
-    if not memory.ending:
-        for spec, revision in wanted_deployments(desired):
-            round.settle(spec, revision)
-        round.clear(keep={spec.key for spec, _ in wanted_deployments(desired)})
-    elif fleet.none_left:  # replicas go last: the requests that proxies still hold need them
-        round.clear(keep=set())
-    return _plan(desired, memory, fleet, round)
+        return Plan((), memory, wakes={PROXIES: observed.started_at + RECOVERY_S}, waiting=True)
+    round = _Round(desired, observed, memory, now)
+    if only is None or PROXIES in only or memory.ending:
+        round.take_fleet(plan_proxies(() if memory.ending else desired.proxies, observed, memory.proxies, now))
+    keys = every_key(desired, observed, memory) if only is None or memory.ending else [key for key in only if key]
+    for key in keys:
+        round.look_at(key)
+    return round.plan()
 
 
-def wanted_deployments(desired: Desired) -> Iterable[tuple[DeploymentSpec, int]]:
-    """The deployments that shall run, with the revision of their application."""
-    for goal in desired.apps.values():
-        if not goal.deleting:
-            for spec in goal.spec.deployments:
-                yield spec, goal.revision
+def every_key(desired: Desired, observed: Observed, memory: Memory) -> list[str]:
+    """All deployments that are wanted, seen or remembered: the wanted ones first, in their order."""
+    return list(dict.fromkeys((*desired.wanted, *memory.deployments, *observed.replicas)))
+
+
+def target_of(wanted: Wanted, capacity: float | None) -> Target:
+    """How many replicas a deployment shall have."""
+    return Target(scaled(wanted.spec.options.replicas, capacity))
+
+
+def scaled(replicas: int, capacity: float | None) -> int:
+    """A number of replicas at ``capacity`` percent: rounded, a half upwards; at least one unless one of both is 0."""
+    if capacity is None or not replicas:
+        return replicas
+    return max(1, int(replicas * capacity / 100 + 0.5)) if capacity else 0
 
 
 class _Round:
     """Collects one decision; lives only inside ``decide``."""
 
-    def __init__(self, found: Survey, memory: Memory, now: float) -> None:
-        self.found = found
+    def __init__(self, desired: Desired, observed: Observed, memory: Memory, now: float) -> None:
+        self.desired = desired
+        self.observed = observed
+        self.before = memory
         self.now = now
-        self.actions: list[Action] = list(found.actions)
-        self.replicas: dict[str, ReplicaMemory] = dict(found.replicas)
-        self.before = memory.deployments
-        self.deployments: dict[str, DeploymentMemory] = {}
+        self.actions: list[Action] = []
+        self.events: list[Happening] = []
+        self.news: dict[str, DeploymentMemory | None] = {}  # None: nothing is left of it
+        self.wakes: dict[str, float | None] = {}
         self.next_ordinal = memory.next_ordinal
-        self.wakes: list[float] = [] if found.wake_at is None else [found.wake_at]
+        self.proxies = memory.proxies
+        self.none_left = not any(seen.alive for seen in observed.proxies.values())
 
-    def settle(self, spec: DeploymentSpec, revision: int) -> None:
+    def take_fleet(self, fleet: FleetPlan) -> None:
+        """The proxies' part, whose actions come first."""
+        self.actions.extend(fleet.actions)
+        if fleet.memory != self.proxies:
+            self.proxies = fleet.memory
+        self.wakes[PROXIES] = fleet.wake_at
+
+    def look_at(self, key: str) -> None:
+        """One deployment."""
+        before = self.before.deployments.get(key)
+        group = self.observed.replicas.get(key, {})
+        wanted = None if self.before.ending else self.desired.wanted.get(key)
+        if wanted is not None and before is not None:
+            target = target_of(wanted, self.desired.capacity).replicas
+            if at_rest(wanted.spec, wanted.goal.revision, target, before, group):
+                self.wakes[key] = None
+                return
+        remembered = self._with_strangers(key, before.replicas if before is not None else {})
+        found = survey(remembered, group, self.now)
+        self.actions.extend(found.actions)
+        after: DeploymentMemory | None
+        if wanted is not None:
+            after = self._settle(key, wanted, found, before)
+        else:
+            self._clear(found)
+            after = (before or DeploymentMemory()) if found.replicas else None
+        if after is not None and after.replicas != found.replicas:
+            after = replace(after, replicas=found.replicas)
+        if after != before:
+            self.news[key] = after
+        self._wake(key, found.wake_at)
+
+    def _with_strangers(self, key: str, remembered: dict[str, ReplicaMemory]) -> dict[str, ReplicaMemory]:
+        """The remembered replicas, and those that were found alive and nobody remembers."""
+        found = strangers(remembered, self.observed.replicas.get(key, {}))
+        if not found:
+            return remembered
+        known = dict(remembered)
+        for stranger in found:
+            known[stranger.id] = replica = adopted(stranger, self.next_ordinal)
+            self.next_ordinal = max(self.next_ordinal, replica.ordinal + 1)
+        return known
+
+    def _settle(self, key: str, wanted: Wanted, found: Survey, before: DeploymentMemory | None) -> DeploymentMemory:
         """Brings one deployment to what is wanted."""
-        standing = self.found.standing.get(spec.key, [])
-        endings = self.found.endings.get(spec.key, [])
-        plan = reconcile(spec, revision, standing, endings, self.before.get(spec.key), self.now)
-        self.deployments[spec.key] = plan.memory
-        if plan.wake_at is not None:
-            self.wakes.append(plan.wake_at)
+        spec = wanted.spec
+        target = target_of(wanted, self.desired.capacity)
+        plan = reconcile(spec, wanted.goal.revision, target, found.standing, found.endings, before, self.now)
+        self.events.extend(plan.events)
+        self._wake(key, plan.wake_at)
         for _ in range(plan.starts):
-            self._start(spec)
+            self._start(spec, found)
         for id in plan.stops:
-            self._stop(id, spec.options.graceful_shutdown_timeout_s)
+            self._stop(id, spec.options.graceful_shutdown_timeout_s, found)
+        self.actions.extend(Reconfigure(id, key) for id in plan.reconfigures)
+        return plan.memory
 
-    def clear(self, keep: set[str]) -> None:
-        """Stops everything that stands and is of no wanted deployment."""
-        for key, standing in self.found.standing.items():
-            if key not in keep:
-                for one in standing:
-                    self._stop(one.id, self.replicas[one.id].grace_s)
+    def _clear(self, found: Survey) -> None:
+        """Stops everything of a deployment that is not wanted; proxies go first, for the requests that they hold."""
+        if not self.before.ending or self.none_left:
+            for one in found.standing:
+                self._stop(one.id, found.replicas[one.id].grace_s, found)
 
-    def _start(self, spec: DeploymentSpec) -> None:
+    def _start(self, spec: DeploymentSpec, found: Survey) -> None:
         ordinal, self.next_ordinal = self.next_ordinal, self.next_ordinal + 1
         id = f"{spec.key}#{ordinal}"
-        grace_s = spec.options.graceful_shutdown_timeout_s
-        self.replicas[id] = ReplicaMemory(spec.app, spec.name, spec.version, ordinal, grace_s)
-        self.actions.append(StartReplica(id, spec.app, spec.name))
+        found.replicas[id] = ReplicaMemory(spec.version, ordinal, spec.options.graceful_shutdown_timeout_s)
+        self.actions.append(StartReplica(id, spec.key))
 
-    def _stop(self, id: str, grace_s: float) -> None:
-        stop_by = self.now + grace_s + OVERDUE_S
-        self.replicas[id] = replace(self.replicas[id], stop_by=stop_by)
+    def _stop(self, id: str, grace_s: float, found: Survey) -> None:
+        found.replicas[id] = replace(found.replicas[id], stop_by=self.now + grace_s + OVERDUE_S)
         self.actions.append(StopReplica(id, grace_s))
-        self.wakes.append(stop_by)
 
+    def _wake(self, key: str, at: float | None) -> None:
+        known = self.wakes.get(key)
+        self.wakes[key] = known if at is None else at if known is None else min(known, at)
 
-def _plan(desired: Desired, memory: Memory, fleet: FleetPlan, round: _Round) -> Plan:
-    if fleet.wake_at is not None:
-        round.wakes.append(fleet.wake_at)
-    occupied = {replica.app for replica in round.replicas.values()}
-    deployments = memory.deployments if memory.ending else round.deployments
-    after = replace(
-        memory,
-        next_ordinal=round.next_ordinal,
-        replicas=round.replicas,
-        deployments=deployments,
-        proxies=fleet.memory,
-    )
-    return Plan(
-        actions=(*fleet.actions, *round.actions),
-        memory=after,
-        wake_at=min(round.wakes, default=None),
-        gone=tuple(name for name, goal in desired.apps.items() if goal.deleting and name not in occupied),
-        ended=memory.ending and fleet.none_left and not round.replicas,
-    )
+    def plan(self) -> Plan:
+        """All of it."""
+        before = self.before
+        deployments = before.deployments
+        if self.news:
+            deployments = {**deployments, **{key: one for key, one in self.news.items() if one is not None}}
+            for key in [key for key, one in self.news.items() if one is None]:
+                deployments.pop(key, None)
+        after = replace(before, next_ordinal=self.next_ordinal, deployments=deployments, proxies=self.proxies)
+        occupied = any(one.replicas for one in deployments.values()) if before.ending else True
+        return Plan(
+            actions=tuple(self.actions),
+            memory=after,
+            changed=tuple(self.news),
+            wakes=self.wakes,
+            gone=self._gone(deployments),
+            events=tuple(self.events),
+            ended=before.ending and self.none_left and not occupied,
+        )
+
+    def _gone(self, deployments: dict[str, DeploymentMemory]) -> tuple[str, ...]:
+        leaving = [goal for goal in self.desired.apps.values() if goal.deleting]
+        if not leaving:
+            return ()
+        occupied = {key.partition("/")[0] for key, one in deployments.items() if one.replicas}
+        return tuple(goal.spec.name for goal in leaving if goal.spec.name not in occupied)

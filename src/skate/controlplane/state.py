@@ -1,0 +1,120 @@
+"""What the controller knows: what is wanted, seen and remembered, and which deployments must be looked at.
+
+Law: one place, one loop; whoever changes something names the deployments that it concerns (``touch``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from skate.controlplane.broadcast import Signal
+from skate.controlplane.decide.ledger import Accounts
+from skate.controlplane.decide.values import Desired, Goal, Order
+from skate.controlplane.publications import Publications
+from skate.controlplane.records import Records
+from skate.controlplane.sightings import Sightings
+from skate.controlplane.store import REST, Rest, Row, Saved
+from skate.core.clock import Clock
+from skate.core.specs import ControllerConfig, Counts
+
+
+class State:
+    """Everything that one controller holds in its hands."""
+
+    def __init__(self, config: ControllerConfig, saved: Saved, records: Records, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+        self.records = records
+        self.goals: dict[str, Goal] = dict(saved.goals)
+        self.orders: dict[str, Order] = dict(saved.orders)
+        self.capacity = saved.capacity
+        self.memory = saved.memory
+        self.accounts = Accounts(saved.memory.ended_calls)
+        self.sightings = Sightings(clock.now())
+        self.observed = self.sightings.observed  # as of the last decision, so that it and the memory fit together
+        self.publications = Publications()
+        self.decisions = Signal()  # counts complete decisions
+        self.statuses = Signal()  # counts changes of the status
+        self.changed = asyncio.Event()
+        self.dirty: set[str] | None = None  # keys to look at; None: everything
+        self.desired = self._desired()
+
+    def touch(self, keys: Iterable[str] = ()) -> None:
+        """Something happened: the loop looks, at these deployments too."""
+        if self.dirty is not None:
+            self.dirty.update(keys)
+        self.changed.set()
+
+    def take_dirty(self) -> set[str] | None:
+        """The keys to look at now; None: all of them."""
+        dirty, self.dirty = self.dirty, set()
+        seen, self.sightings.changed = self.sightings.changed, set()
+        return None if dirty is None else dirty | seen
+
+    # -- what is wanted -------------------------------------------------------------------------
+
+    def set_goal(self, goal: Goal) -> None:
+        """An application is wanted so from now on. It was stored."""
+        before = self.goals.get(goal.spec.name)
+        self.goals[goal.spec.name] = goal
+        self._wishes_changed(goal, before)
+
+    def drop_goal(self, name: str) -> None:
+        """Nothing of a deleted application is left."""
+        goal = self.goals.pop(name)
+        self.records.put(Row("goal", name))
+        self._wishes_changed(goal, None)
+
+    def set_order(self, order: Order) -> None:
+        """An application is being built, or could not be. It was stored, or will be."""
+        self.orders[order.config.name] = order
+        self.records.put(Row("order", order.config.name, order))
+        self.status_changed()
+
+    def drop_order(self, name: str) -> None:
+        """It was built, or is not wanted any more."""
+        if self.orders.pop(name, None) is not None:
+            self.records.put(Row("order", name))
+            self.status_changed()
+
+    def set_capacity(self, capacity: float | None) -> None:
+        """All numbers of replicas are scaled to this many percent."""
+        if capacity != self.capacity:
+            self.capacity = capacity
+            self.records.put(self.rest_row())
+            self.desired = self._desired()
+            self.dirty = None
+            self.changed.set()
+
+    def end(self) -> None:
+        """The instance shall end."""
+        if not self.memory.ending:
+            self.memory = replace(self.memory, ending=True)
+            self.records.put(self.rest_row())
+            self.dirty = None
+            self.changed.set()
+
+    def status_changed(self) -> None:
+        """What users see is different, without a decision."""
+        self.statuses.bump()
+        self.changed.set()  # what is pending is written
+
+    def rest_row(self) -> Row:
+        """What is stored of no deployment in particular."""
+        return Row("rest", REST, Rest(replace(self.memory, deployments={}), self.capacity))
+
+    def counts(self) -> Counts:
+        """The counts of calls of the whole instance."""
+        return self.accounts.counts()
+
+    def _wishes_changed(self, *goals: Goal | None) -> None:
+        self.desired = self._desired()
+        self.touch(spec.key for goal in goals if goal is not None for spec in goal.spec.deployments)
+        self.statuses.bump()
+
+    def _desired(self) -> Desired:
+        slots = self.config.proxies if self.config.http is not None else 0
+        return Desired(dict(self.goals), tuple(str(slot) for slot in range(slots)), self.capacity)
