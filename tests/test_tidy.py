@@ -80,7 +80,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "rich": ("cli",),
     "watchfiles": ("cli",),
     "websockets": ("dataplane/proxy",),
-    "yaml": ("authoring/config.py",),
+    "yaml": ("authoring/document.py",),
 }
 CORE_MAY_IMPORT = sys.stdlib_module_names | {"msgspec", PACKAGE}
 BANNED_WORDS = {"manager", "managers", "helper", "helpers", "util", "utils", "info", "infos", "wrapper", "wrappers"}
@@ -430,7 +430,7 @@ BAD: list[tuple[str, str, int, str]] = [  # path, text, line, part of the messag
     ("core/inside.py", DOC + "def f():\n    from skate.core import specs", 3, "move it to the top"),
     ("core/near.py", DOC + "from . import specs", 2, "relative"),
     ("core/near.py", DOC + "from .specs import AppSpec", 2, "relative"),
-    ("controlplane/controller.py", DOC + "import yaml", 2, "authoring/config.py"),
+    ("controlplane/controller.py", DOC + "import yaml", 2, "authoring/document.py"),
     ("engine/process.py", DOC + "from ray import init", 2, "engine/ray.py"),
     ("core/options.py", DOC + "import uvloop", 2, "standard library"),
     ("core/silent.py", "import json\n", 1, "docstring"),

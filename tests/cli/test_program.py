@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import skate
+from skate.authoring.traces import shortened
 from skate.cli import main, table
-from skate.cli.failure import Failure, shortened
+from skate.cli.failure import Failure
 from skate.cli.reload import Recipe
 from skate.controlplane import instance as instances
 from skate.core.errors import NotRunningError, OptionError

@@ -224,14 +224,21 @@ def _make(target: Any, given: dict[str, Any], base: Deployment[..., Any] | None,
     made: Deployment[Any, Any] = Deployment(target, options, configured)
     if problem := name_problem(made.name):
         raise OptionError(f"{where}: name={shown(made.name)}: a deployment's name {problem}; give it one with name=...")
-    if options.user_config is not None and not _is_class(made):
+    check_user_config(target, options, where)
+    return made
+
+
+def check_user_config(target: Any, options: DeploymentOptions, where: str) -> None:
+    """Refuses a user_config for code that cannot take it. Raises ``OptionError``."""
+    if options.user_config is None:
+        return
+    if not isinstance(target, type):
         raise OptionError(f"{where}: user_config needs a class with a method reconfigure(config); this is a function.")
-    if options.user_config is not None and not callable(getattr(target, "reconfigure", None)):
+    if not callable(getattr(target, "reconfigure", None)):
         raise OptionError(
             f"{where}: user_config is passed to {target.__name__}.reconfigure(config), and the class has no such "
             "method; write it, or leave out user_config."
         )
-    return made
 
 
 def _check_target(target: Any, where: str) -> None:

@@ -22,7 +22,7 @@ from skate.core.errors import CodeError, GraphError, ImportPathError, OptionErro
 from skate.core.options import DeploymentOptions, check_name, check_route_prefix, restart_options
 from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef, Source
 
-__all__ = ["Application", "build", "nodes"]
+__all__ = ["Application", "build", "deployments", "nodes", "with_options"]
 
 DEPLOYMENTS_MAX = 1000  # in one application; more is a mistake in a loop
 _CONTAINERS = (list, tuple, dict, set, frozenset)
@@ -53,7 +53,7 @@ def build(
         name=name,
         route_prefix=route_prefix,
         ingress=names[app],
-        deployments=tuple(_spec(name, node, names[node], refs, texts[node], node is app) for node in found),
+        deployments=tuple(_spec(name, node, names[node], refs, node is app) for node in found),
         sys_path=tuple(dict.fromkeys(sys_path if sys_path is not None else _search_path())),
         cwd=cwd if cwd is not None else os.getcwd(),
         sources=sources.merged(texts.values()),
@@ -158,28 +158,34 @@ def _free_name(base: str, taken: set[str], counts: dict[str, int]) -> str:
 
 
 def _spec(
-    app: str,
-    node: Application[Any],
-    name: str,
-    refs: dict[Application[Any], HandleRef],
-    texts: dict[str, Source],
-    root: bool,
+    app: str, node: Application[Any], name: str, refs: dict[Application[Any], HandleRef], root: bool
 ) -> DeploymentSpec:
     target: Any = node._deployment.func_or_class
     options = node._deployment.all_options
-    _check_request_router(name, options)
-    packed, init = code.pack(target, name), _init_bytes(node, name, refs)
-    return DeploymentSpec(
+    bare = DeploymentSpec(
         app=app,
         name=name,
-        code=packed,
-        init=init,
+        code=code.pack(target, name),
+        init=_init_bytes(node, name, refs),
         options=options,
         kind="class" if isinstance(target, type) else "function",
         ingress=root,
         asgi=_is_asgi(node),
-        version=_version(packed, texts, init, msgspec.msgpack.encode(restart_options(options))),
     )
+    return with_options(bare, options)
+
+
+def with_options(spec: DeploymentSpec, options: DeploymentOptions) -> DeploymentSpec:
+    """The same code with these options, and so of the version that both make. Raises ``OptionError``."""
+    _check_request_router(spec.name, options)
+    texts = sources.sources_of((spec.code.import_path or "__main__").partition(":")[0])
+    version = _version(spec.code, texts, spec.init, msgspec.msgpack.encode(restart_options(options)))
+    return msgspec.structs.replace(spec, options=options, version=version)
+
+
+def deployments(root: Application[Any]) -> dict[str, Deployment[..., Any]]:
+    """The deployments of an application by the names that ``build`` gives them."""
+    return {name: node._deployment for node, name in _names(nodes(root)).items()}
 
 
 def _check_request_router(name: str, options: DeploymentOptions) -> None:

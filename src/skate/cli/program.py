@@ -13,12 +13,12 @@ import msgspec
 from click.core import ParameterSource
 
 from skate import serve
-from skate.cli import reload, table
+from skate.authoring.load import check_preload, put_first
+from skate.cli import files, reload, table
 from skate.cli.admin import OF_ADMIN, chosen_admin, of_admin
 from skate.cli.failure import Failure, show_traceback_if
 from skate.cli.foreground import Foreground, Source, start_detached, where
 from skate.cli.inbox import INTERRUPTED_CODE
-from skate.cli.load import check_preload, put_first
 from skate.cli.screen import Lines, Screen
 from skate.controlplane import instance as instances
 from skate.core.clock import SystemClock
@@ -290,3 +290,7 @@ def _confirm(yes: bool, question: str) -> None:
     """Asks on a terminal; whoever calls from a script has decided."""
     if not yes and sys.stdin.isatty() and sys.stdout.isatty():
         click.confirm(question, abort=True)
+
+
+for command in files.COMMANDS:
+    main.add_command(command)

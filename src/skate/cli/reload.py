@@ -10,8 +10,6 @@ import contextlib
 import importlib.util
 import os
 import secrets
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,18 +20,15 @@ import msgspec
 from msgspec.structs import replace
 
 from skate import serve
-from skate.cli.failure import said, short_path
-from skate.cli.load import application, put_first
+from skate.authoring.load import application, put_first
+from skate.authoring.traces import short_path
+from skate.cli.failure import said
+from skate.cli.fresh import Interpreter
 from skate.core.errors import ImportPathError, OptionError
 from skate.core.specs import AppSpec
 
 DEBOUNCE_MS = 400  # editors write several files, and some write one twice
 END_S = 2.0
-SPEC_MAX_BYTES = 1 << 30
-_PROGRAM = (
-    "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.append(root); "
-    "from skate.cli.program import main; main(prog_name='skate')"
-)
 
 
 @dataclass(frozen=True)
@@ -108,41 +103,18 @@ class Fresh:
         self._recipe = recipe
         self._verbose = verbose
         self._loaded = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._interpreter = Interpreter()
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
 
     def load(self) -> AppSpec:
         salt = ["--salt", secrets.token_hex(8)] if self._loaded else []
-        result = self._ask([*salt, *(["-v"] if self._verbose else []), *self._recipe.words()])
+        words = ["spec", *salt, *(["-v"] if self._verbose else []), *self._recipe.words()]
+        result = msgspec.msgpack.decode(self._interpreter.ask(words, self._recipe.path), type=Result)
         if result.spec is None:
             raise ImportPathError(result.error)
         self._loaded = True
         return result.spec
-
-    def _ask(self, words: list[str]) -> Result:
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        reader, writer = os.pipe()
-        with open(reader, "rb") as answer:
-            try:
-                command = [sys.executable, "-P", "-c", _PROGRAM, root, "spec", f"--to={writer}", *words]
-                # a session of its own, so that Ctrl-C is ours to pass on
-                process = subprocess.Popen(command, pass_fds=[writer], start_new_session=True)
-            finally:
-                os.close(writer)
-            self._process = process
-            try:
-                data = answer.read(SPEC_MAX_BYTES)
-                process.wait()
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-        if not data:
-            raise ImportPathError(
-                f"importing {self._recipe.path} ended its process (code {process.returncode}); see its output above"
-            )
-        return msgspec.msgpack.decode(data, type=Result)
 
     def watch(self, on_change: Callable[[tuple[str, ...]], None]) -> None:
         directory = os.path.abspath(self._recipe.app_dir)
@@ -166,8 +138,7 @@ class Fresh:
 
     def close(self) -> None:
         self._closing.set()
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+        self._interpreter.close()
         if self._watcher is not None:
             self._watcher.join(END_S)
 

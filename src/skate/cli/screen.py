@@ -10,7 +10,8 @@ from typing import Protocol
 
 import click
 
-from skate.cli.failure import error_line, shortened
+from skate.authoring.traces import shortened
+from skate.cli.failure import error_line
 from skate.core.specs import ApplicationStatus, DeploymentStatus, ReplicaStatus, ServeStatus
 
 COLOURS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from skate.cli.failure import shortened
+from skate.authoring.traces import shortened
 from skate.cli.screen import coloured, duration, url
 from skate.controlplane.decide.ledger import total
 from skate.core.specs import ApplicationStatus, Counts, LedgerReport, ServeStatus

@@ -7,6 +7,7 @@ every door (decorator, file, command) gives the same answer to the same mistake.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import reprlib
@@ -41,10 +42,16 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Reads one value: ``read`` returns it in normal form or raises ``Refused``; ``bounds`` says what it takes."""
+    """Reads one value: ``read`` returns it in normal form or raises ``Refused``; ``bounds`` says what it takes.
+
+    ``schema`` says the same in the words of JSON Schema, as far as those go; a class under ``$ref`` stands for a
+    group of options. ``group``: the check takes a dict with the options of this class.
+    """
 
     bounds: str
     read: Callable[[Any], Any]
+    schema: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    group: type[msgspec.Struct] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,15 @@ def _range_text(kind: str, low: float | None, high: float | None, above: bool) -
     return kind if low is None else f"{kind} {'>' if above else '>='} {low:g}"
 
 
+def _range_schema(kind: str, low: float | None, high: float | None, above: bool = False) -> dict[str, Any]:
+    ends = {"exclusiveMinimum" if above else "minimum": low, "maximum": high}
+    return {"type": kind, **{name: end for name, end in ends.items() if end is not None}}
+
+
+def _or_none(schema: Mapping[str, Any], none: bool) -> Mapping[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]} if none else schema
+
+
 def whole(low: int | None = None, high: int | None = None, also: tuple[Any, ...] = ()) -> Check:
     """An int within bounds (bool is not one), or one of the values in ``also``."""
     text = _range_text("a whole number", low, high, False)
@@ -97,7 +113,8 @@ def whole(low: int | None = None, high: int | None = None, also: tuple[Any, ...]
             raise Refused(text)
         return int(value)
 
-    return Check(text, read)
+    schema = _range_schema("integer", low, high)
+    return Check(text, read, {"anyOf": [schema, {"enum": list(also)}]} if also else schema)
 
 
 def number(low: float | None = None, high: float | None = None, *, above: bool = False, none: bool = False) -> Check:
@@ -113,7 +130,7 @@ def number(low: float | None = None, high: float | None = None, *, above: bool =
             raise Refused(text)
         return float(value)
 
-    return Check(text, read)
+    return Check(text, read, _or_none(_range_schema("number", low, high, above), none))
 
 
 def text(*, none: bool = False, empty: bool = True) -> Check:
@@ -125,7 +142,7 @@ def text(*, none: bool = False, empty: bool = True) -> Check:
             return value
         raise Refused(bounds)
 
-    return Check(bounds, read)
+    return Check(bounds, read, _or_none({"type": "string", **({} if empty else {"minLength": 1})}, none))
 
 
 def one_of(*allowed: Any) -> Check:
@@ -137,7 +154,7 @@ def one_of(*allowed: Any) -> Check:
             return value
         raise Refused(bounds)
 
-    return Check(bounds, read)
+    return Check(bounds, read, {"enum": list(allowed)})
 
 
 TRUTH = one_of(True, False)
@@ -149,7 +166,11 @@ def _read_name(value: Any) -> Any:
     return value
 
 
-NAME = Check("a string without '#', '/' and '\\', or None for the name of the class or function", _read_name)
+NAME = Check(
+    "a string without '#', '/' and '\\', or None for the name of the class or function",
+    _read_name,
+    {"type": ["string", "null"], "minLength": 1},
+)
 
 
 def _read_plain(value: Any, path: str = "", depth: int = 0) -> Any:
@@ -188,7 +209,7 @@ def mapping(values: Check, *, none: bool = False) -> Check:
             raise Refused(bounds)
         return {key: _inside(f"[{key!r}]", values, item) for key, item in value.items()}
 
-    return Check(bounds, read)
+    return Check(bounds, read, _or_none({"type": "object", "additionalProperties": values.schema}, none))
 
 
 def either(first: Check, second: Check) -> Check:
@@ -205,7 +226,7 @@ def either(first: Check, second: Check) -> Check:
         except Refused as refused:
             raise refused if refused.path else Refused(bounds) from None
 
-    return Check(bounds, read)
+    return Check(bounds, read, {"anyOf": [first.schema, second.schema]})
 
 
 def listing(items: Check, *, none: bool = False, least: int = 0) -> Check:
@@ -219,7 +240,8 @@ def listing(items: Check, *, none: bool = False, least: int = 0) -> Check:
             raise Refused(bounds)
         return [_inside(f"[{index}]", items, item) for index, item in enumerate(value)]
 
-    return Check(bounds, read)
+    schema = {"type": "array", "items": items.schema, **({"minItems": least} if least else {})}
+    return Check(bounds, read, _or_none(schema, none))
 
 
 def _inside(step: str, check: Check, value: Any) -> Any:
@@ -241,7 +263,7 @@ def target(*, none: bool = False) -> Check:
             return f"{value.__module__}:{value.__qualname__}"
         raise Refused(bounds)
 
-    return Check(bounds, read)
+    return Check(bounds, read, {"type": ["string", "null"] if none else "string", "minLength": 1})
 
 
 def struct(cls: type[S], *, none: bool = False) -> Check:
@@ -257,7 +279,7 @@ def struct(cls: type[S], *, none: bool = False) -> Check:
             raise Refused(f"a dict or {cls.__name__}")
         return read_struct(cls, value)
 
-    return Check(f"a dict or {cls.__name__}" + (", or None" if none else ""), read)
+    return Check(f"a dict or {cls.__name__}" + (", or None" if none else ""), read, _or_none({"$ref": cls}, True), cls)
 
 
 def read_struct(cls: type[S], given: Mapping[str, Any]) -> S:
@@ -266,9 +288,9 @@ def read_struct(cls: type[S], given: Mapping[str, Any]) -> S:
     for key, value in given.items():
         if key not in options:
             raise Refused("", f".{key}", value, unknown_hint(str(key), options))
-    for field in msgspec.structs.fields(cls):
-        if field.required and field.name not in given:
-            raise Refused("", wrong=f"lacks {field.name!r}")
+    for one in msgspec.structs.fields(cls):
+        if one.required and one.name not in given:
+            raise Refused("", wrong=f"lacks {one.name!r}")
     made = cls(**{key: _inside(f".{key}", options[key].check, value) for key, value in given.items()})
     refuse_contradictions(made, ".")
     return made

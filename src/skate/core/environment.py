@@ -77,6 +77,11 @@ def environment() -> Environment:
     return read(os.environ, os.getuid())
 
 
+def variables() -> Mapping[str, str]:
+    """All variables of this process, for what files take from the environment by name."""
+    return os.environ
+
+
 def export(variables: Mapping[str, str]) -> None:
     """Sets variables of this process for user code that will run in it (``runtime_env: env_vars`` of a replica)."""
     os.environ.update(variables)

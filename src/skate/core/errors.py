@@ -34,6 +34,14 @@ class OptionError(SkateError, ValueError):
     status, grpc, fault = 400, "INVALID_ARGUMENT", "caller"
 
 
+class ConfigError(OptionError):
+    """A config file, or what came in its place, is wrong. ``mistakes``: each by itself, with its place."""
+
+    def __init__(self, message: str = "", mistakes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = mistakes
+
+
 class GraphError(SkateError, ValueError):
     """The bound deployments do not form a valid application."""
 

@@ -1,4 +1,4 @@
-"""From an import path and ``key=value`` words to a bound application.
+"""From an import path and the arguments of a builder to a bound application.
 
 Law: every way in which this can fail is an ImportPathError that names the module or attribute, the place in the user's
 file, and what to write instead. User code runs here; what it raises is never shown as a mistake of Skate.
@@ -19,16 +19,25 @@ from typing import Any
 import msgspec
 
 from skate.authoring.deployment import Application, Deployment
-from skate.cli.failure import one_line, place
+from skate.authoring.traces import one_line, place
 from skate.core.checks import nearest, shown
 from skate.core.errors import ImportPathError
 
 
-def application(path: str, arguments: Mapping[str, str], app_dir: str = ".") -> Application[Any]:
-    """The application at ``module:attribute``; a builder function is called with the arguments."""
+def application(path: str, arguments: Mapping[str, Any], app_dir: str = ".") -> Application[Any]:
+    """The application at ``module:attribute``; a builder function is called with the arguments.
+
+    Modules are looked for in ``app_dir`` and the working directory first. Raises ``ImportPathError``.
+    """
     put_first(app_dir)
+    way_out = "go to the directory that holds it, or name that with --app-dir"
+    return imported(path, arguments, f"in {os.path.abspath(app_dir)} or on Python's import path; {way_out}")
+
+
+def imported(path: str, arguments: Mapping[str, Any], looked: str) -> Application[Any]:
+    """The same on the import path as it is. ``looked``: where modules are looked for, and what to do, in words."""
     module_name, attribute = parsed(path)
-    found = _attribute(_module(module_name, path, app_dir), attribute, path)
+    found = _attribute(_module(module_name, looked), attribute, path)
     if isinstance(found, Application):
         if arguments:
             raise ImportPathError(
@@ -87,15 +96,12 @@ def parsed(path: str) -> tuple[str, str]:
     return module, attribute
 
 
-def _module(name: str, path: str, app_dir: str) -> Any:
+def _module(name: str, looked: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise ImportPathError(
-                f"there is no module {error.name!r} in {os.path.abspath(app_dir)} or on Python's import path; go to "
-                "the directory that holds it, or name that with --app-dir"
-            ) from error
+            raise ImportPathError(f"there is no module {error.name!r} {looked}") from error
         raise ImportPathError(f"module {name!r} does not import: {one_line(error)}{place(error)}") from error
     except SystemExit as error:
         raise ImportPathError(
@@ -127,7 +133,7 @@ def _kind(value: Any) -> str:
 # -- builders -----------------------------------------------------------------------------------------
 
 
-def _built(builder: Callable[..., Any], arguments: Mapping[str, str], path: str) -> Application[Any]:
+def _built(builder: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> Application[Any]:
     value = _converted(_parameter_type(builder, path), arguments, path)
     try:
         made = builder(value)
@@ -163,7 +169,7 @@ def _parameter_type(builder: Callable[..., Any], path: str) -> Any:
     return dict if origin in (Any, dict, Mapping) or isinstance(origin, str) else annotation
 
 
-def _converted(kind: Any, arguments: Mapping[str, str], path: str) -> Any:
+def _converted(kind: Any, arguments: Mapping[str, Any], path: str) -> Any:
     if kind is dict or (inspect.isclass(kind) and issubclass(dict, kind)):
         return dict(arguments)
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from skate.authoring import load
 from skate.authoring.deployment import Application
-from skate.cli import load
 from skate.core.errors import ImportPathError
 from tests.cli.world import HELLO
 
