@@ -6,6 +6,7 @@ translates to the floors below. What blocks, blocks the calling thread and nothi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -20,7 +21,7 @@ from skate.authoring.graph import Application, build
 from skate.authoring.ingress import ingress
 from skate.controlplane import instance as instances
 from skate.controlplane.instance import EngineName
-from skate.core import context
+from skate.core import context, origin
 from skate.core.admin_options import admin_options as read_admin_options
 from skate.core.context import ReplicaContext, RequestContext
 from skate.core.environment import environment
@@ -127,15 +128,35 @@ def run(
             "For one of your own set SKATE_INSTANCE to another name",
             instance.runtime_dir,
         )
-    instance.deploy(spec, on_status)
+    by = origin.said(_command(), os.getcwd(), os.getpid())
+    _warn_of_others(instance, name, by)
+    revision = instance.deploy(spec, on_status, by)
     handle: DeploymentHandle[T] = DeploymentHandle(spec.name, spec.ingress, address=instance.address)
     if blocking:
         _say_where(instance.status(), name, route_prefix)
         try:
             wait_for_interrupt()
         finally:
-            shutdown() if instance.owned else delete(name)
+            if instance.owned:
+                shutdown()
+            else:  # what somebody else has deployed under this name meanwhile stays
+                with contextlib.suppress(NotFoundError, NotRunningError):
+                    instance.delete(name, revision)
     return handle
+
+
+def _command() -> str:
+    """How this process was started, in words."""
+    script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else ""
+    return f"python {os.path.basename(script)}" if script else "python"
+
+
+def _warn_of_others(instance: instances.Instance, name: str, by: str) -> None:
+    if instance.owned:
+        return
+    before = instance.status().applications.get(name)
+    if before is not None and before.status != "DELETING" and not origin.same(before.deployed_by, by):
+        logger.warning("serve.run(): application %s was deployed by %s; it is replaced", name, before.deployed_by)
 
 
 def _say_where(status: ServeStatus, name: str, route_prefix: str | None) -> None:

@@ -114,18 +114,22 @@ class Instance:
 
     # -- applications ---------------------------------------------------------------------------
 
-    def deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None = None) -> None:
-        """Deploys an application and waits until it runs. Raises DeployError when it does not become ready."""
-        self.run(self._deploy(spec, on_status))
+    def deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None = None, by: str = "") -> int:
+        """Deploys an application, waits until it runs and returns its revision. ``by``: who asks, in words.
+
+        Raises DeployError when it does not become ready.
+        """
+        revision = self.run(self._deploy(spec, on_status, by))
         caller = callers.start(self.address)
         self.run(_settled(caller, f"{spec.name}/{spec.ingress}"), START_TIMEOUT_S)
+        return revision
 
-    async def _deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None) -> None:
-        await (await self.client()).deploy(spec)
+    async def _deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None, by: str) -> int:
+        revision = await (await self.client()).deploy(spec, by)
         for _ in range(WATCHES_MAX):
             try:
                 await self._watch_start(spec, on_status)
-                return
+                return revision
             except NotRunningError:
                 if _gone(self):
                     raise
@@ -145,12 +149,12 @@ class Instance:
                 raise DeployError(f"application {spec.name!r} did not start. {app.message}")
         raise NotRunningError("the instance ended while the application was starting")
 
-    def delete(self, name: str) -> None:
-        """Deletes an application and waits until its replicas are gone."""
-        self.run(self._delete(name), STOP_TIMEOUT_S)
+    def delete(self, name: str, revision: int | None = None) -> None:
+        """Deletes an application and waits until its replicas are gone. ``revision``: only if it is still that one."""
+        self.run(self._delete(name, revision), STOP_TIMEOUT_S)
 
-    async def _delete(self, name: str) -> None:
-        await (await self.client()).delete(name)
+    async def _delete(self, name: str, revision: int | None) -> None:
+        await (await self.client()).delete(name, revision=revision)
 
     def status(self) -> ServeStatus:
         """What the controller knows now."""
