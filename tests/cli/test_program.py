@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,7 +13,6 @@ import skate
 from skate.authoring.traces import shortened
 from skate.cli import main, table
 from skate.cli.failure import Failure
-from skate.cli.reload import Recipe
 from skate.controlplane import instance as instances
 from skate.core.errors import NotRunningError, OptionError
 from skate.core.specs import (
@@ -184,18 +182,6 @@ def test_an_empty_instance_without_http() -> None:
     text = "\n".join(table.lines(ServeStatus(), None, 0.0))
     assert "runs without HTTP" in text
     assert "No applications" in text
-
-
-# -- a second version -----------------------------------------------------------------------------------
-
-
-def test_a_salt_changes_the_versions_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "salted_app.py").write_text(HELLO)
-    recipe = Recipe("salted_app:app", {}, "default", "/", str(tmp_path))
-    plain, again, salted = recipe.spec(), recipe.spec(), recipe.spec("1")
-    assert plain == again
-    assert plain.deployments[0].version != salted.deployments[0].version
-    assert msgspec.structs.replace(salted.deployments[0], version=plain.deployments[0].version) == plain.deployments[0]
 
 
 # -- the REST API -------------------------------------------------------------------------------------

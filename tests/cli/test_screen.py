@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from skate.cli.inbox import Inbox
 from skate.cli.live import LiveTable
-from skate.cli.screen import Lines, brief, duration, summary, url
+from skate.cli.screen import Lines
+from skate.cli.words import brief, duration, ready_line, summary, url
 from skate.core.specs import (
     ApplicationStatus,
     DeploymentStatus,
@@ -35,7 +36,7 @@ def status(*phases: tuple[ReplicaPhase, float], message: str = "") -> ServeStatu
 
 def lines_of(*seen: tuple[float, ServeStatus]) -> list[str]:
     screen = Lines()
-    screen.begin("default", 0.0)
+    screen.begin(["default"], 0.0)
     return [click.unstyle(line) for now, one in seen for line in screen.news(one, now)]
 
 
@@ -48,7 +49,7 @@ def test_a_line_for_each_change() -> None:
     ) == [
         "default/A#0  loading",
         "default/A#1  starting",
-        "default/A#0  ready after 3.0 s",
+        "default/A#0  ready after 3.0 s, 1 of 2",
         "default/A#1  ended",
     ]
 
@@ -81,13 +82,15 @@ def test_where_an_application_is() -> None:
     assert url(seen, app) == "http://127.0.0.1:80/"
     assert url(seen, replace(app, route_prefix="/a")) == "http://127.0.0.1:80/a/"
     assert url(seen, replace(app, route_prefix=None)) is None
-    assert "not reachable by HTTP" in summary(ServeStatus(), app, 1.0)[0]
+    assert "not reachable by HTTP" in ready_line(ServeStatus(), app, 1.0)
+    assert summary(seen, ["default"]) == ["  A  2 replicas", "  routes: http://127.0.0.1:80/-/routes"]
+    assert "beside it: application default" in summary(seen, ["other"])[0]
 
 
 def test_the_table_moves_and_makes_way_for_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    screen = LiveTable()
+    screen = LiveTable(listens=True)
     assert screen.output is None  # stderr is no terminal here
-    screen.begin("default", 0.0)
+    screen.begin(["default"], 0.0)
     assert screen.period_s is not None
     screen.show(status(("loading", 0.5)), 1.0)
     screen._printed(b"first\rloa")
@@ -100,7 +103,7 @@ def test_the_table_moves_and_makes_way_for_lines(capfd: pytest.CaptureFixture[st
     screen.close()
     shown = capfd.readouterr().out
     assert "loaded\n" in shown
-    assert shown.endswith("half" + "default/A#0  ready after 2.0 s\n" + " a line\n")
+    assert shown.endswith("half" + "default/A#0  ready after 2.0 s, 1 of 2\n" + " a line\n")
 
 
 # -- events and signals ---------------------------------------------------------------------------------

@@ -160,7 +160,8 @@ class Foreground:
                 self._names, self._revisions = names, revisions
                 self._progress = Progress(revisions)
                 self._idle()
-                self._look(self._latest)
+                if all(name in self._latest.applications for name in names):  # else it is older than the deploy
+                    self._look(self._latest)
             case Seen(status):
                 self._latest = status
                 self._screen.show(status, self._clock.now())

@@ -32,7 +32,10 @@ COMPLETION_LIMIT_S = 1.0  # somebody waits at a prompt
 
 
 class Program(click.Group):
-    """A group whose commands fail in one line."""
+    """A group whose commands fail in one line; they are listed in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""

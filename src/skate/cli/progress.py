@@ -22,13 +22,12 @@ class Reached:
 
 
 class Progress:
-    """``wanted``: the revision by name."""
+    """``wanted``: the revision by name. It is shown statuses only that were taken after those were stored."""
 
     def __init__(self, wanted: Mapping[str, int]) -> None:
         self.wanted = dict(wanted)
         self.failed: dict[str, str] = {}
         self._open = dict(wanted)
-        self._seen: set[str] = set()
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -49,9 +48,7 @@ class Progress:
 
     def _of(self, name: str, revision: int, app: ApplicationStatus | None) -> Reached | None:
         if app is None:
-            gone = f"application {name!r} was deleted while it was starting"
-            return Reached(name, None, gone) if name in self._seen else None
-        self._seen.add(name)
+            return Reached(name, None, f"application {name!r} was deleted while it was starting")
         if app.revision < revision:
             return None
         if app.status == "RUNNING":

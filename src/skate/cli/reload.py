@@ -1,5 +1,5 @@
-"""Where ``skate run`` gets its applications from: this process, or with ``--reload`` a fresh interpreter each time; or a
-file, whose code the instance itself imports, in a process of its own each time.
+"""Where ``skate run`` gets its applications from: this process, or with ``--reload`` a fresh interpreter each time; or
+a file, whose code the instance itself imports, in a process of its own each time.
 
 Law: code that has been imported is never imported again in the same process; a new version is a new process. So a
 half-changed module, a crash or an endless loop at import is nothing to the instance that serves the old version. What a
