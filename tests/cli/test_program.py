@@ -8,6 +8,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 import skate
 from skate.authoring.traces import shortened
@@ -18,11 +19,14 @@ from skate.core.errors import NotRunningError, OptionError
 from skate.core.specs import (
     AdminOptions,
     ApplicationStatus,
+    AutoscalingStatus,
+    CrashLoop,
     DeploymentStatus,
     HttpOptions,
     LedgerReport,
     ProxyStatus,
     ReplicaStatus,
+    ScalingDecision,
     ServeStatus,
 )
 from tests.cli.world import HELLO
@@ -248,3 +252,53 @@ def test_where_the_rest_api_is_or_why_it_is_not_stands_in_the_table() -> None:
     lines = [click.unstyle(line) for line in table.lines(ServeStatus(admin=admin), None, 0.0)]
     assert "Proxies   none, this instance runs without HTTP" in lines
     assert "REST  UNHEALTHY  http://127.0.0.1:8265    another process uses this port" in lines
+
+
+# -- what needs a look ----------------------------------------------------------------------------------
+
+
+def of_deployment(**given: Any) -> str:
+    """How a deployment is shown 3 s after the status was made, at wall time 100."""
+    app = replace(STATUS.applications["default"], deployments={"A": DeploymentStatus("A", "HEALTHY", "", 2, **given)})
+    return click.unstyle("\n".join(table.application_lines(STATUS, app, 100.0, 3.0)))
+
+
+def test_replicas_that_are_not_well_are_told_from_the_others() -> None:
+    old = ReplicaStatus("default/A#1", "ready", 13, 4.0, version="v1")
+    sick = ReplicaStatus("default/A#2", "ready", 14, 4.0, version="v2", strikes=2)
+    text = of_deployment(replicas=(old, sick), version="v2")
+    assert "#1  ready    7.0 s         pid 13  of the version before" in text
+    assert "#2  ready    7.0 s         pid 14  2 of 3 health checks failed" in text
+
+
+def test_many_that_are_well_are_counted() -> None:
+    well = [ReplicaStatus(f"default/A#{n}", "ready", n, 4.0) for n in range(40)]
+    loading = ReplicaStatus("default/A#99", "loading", 99, 4.0)
+    text = of_deployment(replicas=(*well, loading))
+    assert "#99" in text and "#7" not in text
+    assert "40 of 2 ready" in text and "and 40 more (--json has them all)" in text
+
+
+def test_autoscaling_says_why() -> None:
+    seen = AutoscalingStatus(
+        1, 10, "ongoing_requests", 8.25, 3.0, 5.6, "up to 6 in 12 s", "ZeroDivisionError: x",
+        (ScalingDecision(90.0, 2, 4, "5.6 wanted for 30 s"),),
+    )  # fmt: skip
+    text = of_deployment(autoscaling=seen)
+    for words in (
+        "autoscaled 1 to 10 by ongoing_requests: 8.25 ongoing + 3 queued, desired 5.6, waits: up to 6 in 12 s",
+        "10 s ago 2 → 4: 5.6 wanted for 30 s",
+        "the policy failed: ZeroDivisionError: x",
+    ):
+        assert words in text
+
+
+def test_a_crash_loop_counts_down_and_has_its_last_error() -> None:
+    text = of_deployment(crash_loop=CrashLoop(5, 7.5, f"{traceback_of('/x/app.py')}"))
+    assert "crash loop: 5 failures within a minute, next try in 4.5 s: it failed: ValueError: x" in text
+
+
+def test_who_deployed_it() -> None:
+    app = replace(STATUS.applications["default"], revision=3, deployed_by="python train.py in ~/x (pid 7)")
+    text = "\n".join(table.application_lines(STATUS, app, 160.0))
+    assert "revision 3, deployed 60 s ago by python train.py in ~/x (pid 7)" in text

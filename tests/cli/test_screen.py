@@ -23,6 +23,8 @@ from skate.core.specs import (
     ServeStatus,
 )
 
+TRACE = 'Traceback (most recent call last):\n  File "app.py", line 3, in __init__\n    fail()\nE: x'
+
 
 def status(*phases: tuple[ReplicaPhase, float], message: str = "") -> ServeStatus:
     replicas = tuple(
@@ -62,7 +64,14 @@ def test_a_failure_is_said_once_and_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "short"), [("", ""), ("one.", "one"), ("It is so. The last error:\n", "It is so"), ("a.\nb", "a: b")]
+    ("message", "short"),
+    [
+        ("", ""),
+        ("one.", "one"),
+        ("It is so. The last error:\n", "It is so"),
+        ("a.\nb", "a: b"),
+        (TRACE, "E: x"),
+    ],
 )
 def test_brief(message: str, short: str) -> None:
     assert brief(message) == short

@@ -164,12 +164,12 @@ class LiveTable:
 
 
 class Drawn:
-    """A whole status, drawn again at every change and each second; what does not fit stays above."""
+    """A whole status, drawn again at every change and each second; what does not fit is cut off until the end."""
 
     def __init__(self, draw: Callable[[ServeStatus, float], list[str]]) -> None:
         self.period_s: float | None = 1.0
         self._draw = draw
-        self._live = Live(console=Console(), auto_refresh=False, vertical_overflow="visible")
+        self._live = Live(console=Console(), auto_refresh=False)
         self._live.start()
 
     def show(self, status: ServeStatus, since_s: float) -> None:

@@ -87,13 +87,13 @@ def _rows(deployment: DeploymentStatus, since_s: float) -> list[Row]:
     rows = [
         [f"  {deployment.name}", coloured(deployment.status), f"{ready} of {deployment.target_replicas} ready", "", ""]
     ]
-    many = len(deployment.replicas) > REPLICAS_MAX
-    shown = [one for one in deployment.replicas if not many or not _is_well(deployment, one)][:REPLICAS_MAX]
-    rows += [_replica(deployment, replica, since_s) for replica in shown]
-    if len(shown) < len(deployment.replicas):
-        rest = len(deployment.replicas) - len(shown)
-        rows.append([f"    {rest} more", "", "skate status --json has them all", "", ""])
+    rows += [_replica(deployment, replica, since_s) for replica in _shown(deployment)]
     return rows
+
+
+def _shown(deployment: DeploymentStatus) -> list[ReplicaStatus]:
+    many = len(deployment.replicas) > REPLICAS_MAX
+    return [one for one in deployment.replicas if not many or not _is_well(deployment, one)][:REPLICAS_MAX]
 
 
 def _is_well(deployment: DeploymentStatus, replica: ReplicaStatus) -> bool:
@@ -123,7 +123,10 @@ def _replica(deployment: DeploymentStatus, replica: ReplicaStatus, since_s: floa
 
 
 def _notes(deployment: DeploymentStatus, now: float, since_s: float) -> Iterator[str]:
-    """What the autoscaler thinks, and why starts are slowed down."""
+    """Who is not shown, what the autoscaler thinks, and why starts are slowed down."""
+    hidden = len(deployment.replicas) - len(_shown(deployment))
+    if hidden:
+        yield f"and {hidden} more (--json has them all)"
     if deployment.autoscaling is not None:
         yield from autoscaling(deployment.autoscaling, now)
     loop = deployment.crash_loop

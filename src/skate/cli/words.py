@@ -17,6 +17,8 @@ COLOURS = {
     **dict.fromkeys(("DRAINING", "DELETING", "draining"), "bright_black"),
 }
 
+TRACEBACK = "Traceback (most recent call last):"
+
 
 def replicas_of(app: ApplicationStatus) -> Iterator[tuple[DeploymentStatus, ReplicaStatus]]:
     for deployment in app.deployments.values():
@@ -31,9 +33,11 @@ def coloured(state: str) -> str:
 
 def brief(message: str) -> str:
     """First and last line of a message with a traceback: what happened, and the exception."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    lines = [line.strip() for line in message.splitlines() if line.strip() and line != TRACEBACK]
     if not lines:
         return ""
+    if lines[0].startswith('File "'):
+        return lines[-1]
     first = lines[0].removesuffix(" The error:").removesuffix(" The last error:").rstrip(".")
     return f"{first}: {lines[-1]}" if lines[1:] else first
 
