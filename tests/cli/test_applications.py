@@ -115,13 +115,17 @@ def test_an_application_that_fails_is_exit_code_1_with_its_reason(here: FakeInst
     assert "ValueError: no model" in result.stderr
 
 
-def test_what_runs_at_an_older_revision_is_not_what_was_asked_for(here: FakeInstance) -> None:
+def test_what_is_being_built_is_not_there_yet(here: FakeInstance) -> None:
+    built_again = with_app(ONE_RUNS, "one", status="DEPLOYING", message="importing pack:app; what ran before goes on")
+    here.controller.statuses = [built_again, BOTH_RUN]
+    assert invoke("deploy", "apps.yaml").exit_code == 0
+
+
+def test_a_rollback_waits_for_its_revision(here: FakeInstance) -> None:
     old = with_app(BOTH_RUN, "one", revision=2)
-    older_failed = with_app(BOTH_RUN, "one", revision=2, status="DEPLOY_FAILED")
-    here.controller.statuses = [old, older_failed, BOTH_RUN]
-    result = invoke("deploy", "apps.yaml")
-    assert result.exit_code == 0
-    assert "error" not in result.stderr
+    here.controller.statuses = [old, with_app(old, "one", status="DEPLOY_FAILED"), BOTH_RUN]
+    result = invoke("rollback", "one")
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_a_deleted_application_is_a_failure(here: FakeInstance) -> None:

@@ -5,6 +5,7 @@ Law: a command says what it asked for, waits as long as its user does, and ends 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -93,15 +94,15 @@ def deploy(
     order = targets.order("deploy", target, config, app_dir, prune=prune)
     status = instance.status()
     warn_of_others(status, [app.name for app in config.applications], order.by)
-    numbers = asked(lambda client: client.apply(order))
-    _wait_or_go(numbers, no_wait, limit_s)
+    ordered = asked(lambda client: client.apply(order))
+    _wait_or_go(dict.fromkeys(ordered), no_wait, limit_s)
 
 
-def _wait_or_go(numbers: dict[str, int], no_wait: bool, limit_s: float) -> None:
+def _wait_or_go(wanted: Mapping[str, int | None], no_wait: bool, limit_s: float) -> None:
     if no_wait:
-        click.echo(f"Stored: {', '.join(numbers)}. See how it goes: skate status")
+        click.echo(f"Stored: {', '.join(wanted)}. See how it goes: skate status")
         return
-    code = Wait(instances.find(), numbers, screen(), SystemClock()).run(limit_s)
+    code = Wait(instances.find(), wanted, screen(), SystemClock()).run(limit_s)
     click.get_current_context().exit(code)
 
 

@@ -51,7 +51,7 @@ class Deployed:
     """The controller has taken up the applications; ``revisions`` tell them from what had their names before."""
 
     names: tuple[str, ...]
-    revisions: dict[str, int]
+    revisions: dict[str, int | None]  # None of what the instance must build first
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Foreground:
         self._busy = False  # a thread is at work, until it has posted Deployed or Failed
         self._waiting: tuple[str, ...] = ()  # files that have changed meanwhile
         self._latest = ServeStatus()
-        self._revisions: dict[str, int] = {}  # of what was deployed here
+        self._revisions: dict[str, int | None] = {}  # of what was deployed here, as far as they are known
         self._sent = False  # the controller may know of our applications
         self._progress: Progress | None = None  # of the last deployment, once the controller has it
         self._began = 0.0
@@ -189,6 +189,7 @@ class Foreground:
         if reached.failure is not None or reached.app is None:
             self._failed(DeployError(reached.failure or ""))
             return
+        self._revisions[reached.name] = reached.app.revision
         if not self._progress.pending:
             self._screen.settle()
         self._screen.line(ready_line(status, reached.app, self._clock.now() - self._began))
@@ -285,16 +286,18 @@ def names_of(wanted: Wanted) -> tuple[str, ...]:
     return (wanted.name,) if isinstance(wanted, AppSpec) else tuple(app.name for app in wanted.config.applications)
 
 
-async def _deploy(instance: Instance, wanted: Wanted, by: str, before: Mapping[str, int]) -> dict[str, int]:
+async def _deploy(
+    instance: Instance, wanted: Wanted, by: str, before: Mapping[str, int | None]
+) -> dict[str, int | None]:
     """Hands it over; what was deployed ``before`` and is not named any more goes."""
     client = await instance.client()
     if isinstance(wanted, AppSpec):
         return {wanted.name: await client.deploy(wanted, by)}
-    revisions = await client.apply(wanted)
-    for name in before.keys() - revisions.keys():
+    ordered = await client.apply(wanted)
+    for name in before.keys() - ordered.keys():
         with contextlib.suppress(NotFoundError):
             await client.delete(name, revision=before[name])
-    return revisions
+    return dict.fromkeys(ordered)
 
 
 def abort(worker: threading.Thread | None) -> None:

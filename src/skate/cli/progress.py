@@ -1,7 +1,8 @@
 """How far the applications have come that somebody asked for. A value machine: statuses in, what was reached out.
 
 Law: an application is there when it is RUNNING at the revision that was asked for, or a later one; it has failed when
-that revision has, or when it is gone again.
+that revision has, or when it is gone again. What was ordered has no revision before it is built; until then the
+status says DEPLOYING, so RUNNING means that it is built.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ class Reached:
 
 
 class Progress:
-    """``wanted``: the revision by name. It is shown statuses only that were taken after those were stored."""
+    """``wanted``: the revision by name; None of what was ordered. It is shown statuses only that were taken after those
+    were stored."""
 
-    def __init__(self, wanted: Mapping[str, int]) -> None:
+    def __init__(self, wanted: Mapping[str, int | None]) -> None:
         self.wanted = dict(wanted)
         self.failed: dict[str, str] = {}
         self._open = dict(wanted)
@@ -46,10 +48,10 @@ class Progress:
                 news.append(reached)
         return news
 
-    def _of(self, name: str, revision: int, app: ApplicationStatus | None) -> Reached | None:
+    def _of(self, name: str, revision: int | None, app: ApplicationStatus | None) -> Reached | None:
         if app is None:
             return Reached(name, None, f"application {name!r} was deleted while it was starting")
-        if app.revision < revision:
+        if revision is not None and app.revision < revision:
             return None
         if app.status == "RUNNING":
             return Reached(name, app)

@@ -27,9 +27,9 @@ FAILED_CODE = 1
 
 
 class Wait:
-    """One wait. ``wanted``: revisions by application."""
+    """One wait. ``wanted``: revisions by application; None of what was ordered to be built."""
 
-    def __init__(self, instance: Instance, wanted: Mapping[str, int], screen: Screen, clock: Clock) -> None:
+    def __init__(self, instance: Instance, wanted: Mapping[str, int | None], screen: Screen, clock: Clock) -> None:
         self._instance = instance
         self._progress = Progress(wanted)
         self._screen = screen
