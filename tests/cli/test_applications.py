@@ -38,7 +38,7 @@ applications:
 
 
 def model(app: str, *phases: ReplicaPhase) -> dict[str, DeploymentStatus]:
-    replicas = tuple(ReplicaStatus(f"{app}/Model#{n}", phase, 10 + n, 1.0) for n, phase in enumerate(phases))
+    replicas = tuple(ReplicaStatus(f"{app}/Model#{n}", phase, 10 + n, 0.0) for n, phase in enumerate(phases))
     return {"Model": DeploymentStatus("Model", "UPDATING", "", 2, replicas)}
 
 

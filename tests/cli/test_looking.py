@@ -198,3 +198,9 @@ def test_what_somebody_wants_else_is_news() -> None:
     model = replace(BOTH_RUN.applications["one"].deployments["Model"], target_replicas=3)
     more = with_app(BOTH_RUN, "one", deployments={"Model": model})
     assert [click.unstyle(line) for line in news.of(more, 2.0)] == ["one/Model  UPDATING  3 replicas wanted"]
+
+
+def test_what_was_so_before_anybody_looked_is_no_news() -> None:
+    news = News(["one"], 10.0)
+    assert news.of(ONE_RUNS, 9.0) == []
+    assert [line for line in news.of(BEGINNING, 11.0) if "Model#0" in line] != []

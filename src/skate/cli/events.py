@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import click
 
+from skate.authoring.traces import shortened
 from skate.cli.watching import each
 from skate.cli.words import COLOURS, stamp
 from skate.controlplane.instance import Instance
@@ -27,7 +28,7 @@ def event_line(event: Event) -> str:
     place = f"{event.app}/{event.deployment}" if event.deployment else event.app or "instance"
     colour = COLOURS["UNHEALTHY"] if any(word in event.kind for word in BAD) else None
     kind = click.style(event.kind, fg=colour) if colour else event.kind
-    lines = event.message.rstrip().splitlines() or [""]
+    lines = shortened(event.message).splitlines() or [""]
     return "\n    ".join([f"{stamp(event.at)}  {place}  {kind}  {lines[0]}".rstrip(), *lines[1:]])
 
 

@@ -12,10 +12,14 @@ from skate.core.specs import ApplicationStatus, DeploymentStatus, ReplicaStatus,
 
 
 class News:
-    """``names``: of these applications only; None: of all. ``states``: tell those of applications, too."""
+    """``names``: of these applications only; None: of all. ``since``: what replicas have been since before is no news.
+    ``states``: tell those of applications, too."""
 
-    def __init__(self, names: Collection[str] | None = None, *, states: bool = False) -> None:
+    def __init__(
+        self, names: Collection[str] | None = None, since: float = float("-inf"), *, states: bool = False
+    ) -> None:
         self._names = names
+        self._since = since
         self._states_too = states
         self._states: dict[str, str] = {}
         self._phases: dict[str, str] = {}
@@ -35,7 +39,8 @@ class News:
         for id, (deployment, replica) in seen.items():
             self._first_seen.setdefault(id, now - replica.phase_s)
             if self._phases.get(id) != replica.phase:
-                yield f"{id}  {coloured(replica.phase)}{self._after(deployment, replica, now)}"
+                if now - replica.phase_s >= self._since:
+                    yield f"{id}  {coloured(replica.phase)}{self._after(deployment, replica, now)}"
                 self._phases[id] = replica.phase
         for id in sorted(self._phases.keys() - seen.keys()):
             if self._phases.pop(id) != "failed":

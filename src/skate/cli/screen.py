@@ -57,7 +57,7 @@ class Lines:
 
     def begin(self, names: Sequence[str], now: float) -> None:
         if names != self._names:  # else what was said stays said
-            self._names, self._news = names, News(names)
+            self._names, self._news = names, News(names, now)
 
     def show(self, status: ServeStatus, now: float) -> None:
         for line in self.news(status, now):

@@ -134,7 +134,8 @@ def _notes(deployment: DeploymentStatus, now: float, since_s: float) -> Iterator
         in_s = duration(max(0.0, loop.next_try_in_s - since_s))
         head = click.style("crash loop:", fg=COLOURS["UNHEALTHY"])
         error = f": {brief(loop.error)}" if loop.error else ""
-        yield f"{head} {loop.failures} failures within a minute, next try in {in_s}{error}"
+        tries = "no more tries" if deployment.status == "DEPLOY_FAILED" else f"next try in {in_s}"
+        yield f"{head} {loop.failures} failures within a minute, {tries}{error}"
 
 
 def autoscaling(seen: AutoscalingStatus, now: float) -> Iterator[str]:

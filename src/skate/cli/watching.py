@@ -45,7 +45,7 @@ class Changes:
 
     def __init__(self, names: Iterable[str] | None, clock: Clock) -> None:
         self.period_s: float | None = None
-        self._news = News(None if names is None else tuple(names), states=True)
+        self._news = News(None if names is None else tuple(names), clock.now(), states=True)
         self._clock = clock
 
     def show(self, status: ServeStatus, since_s: float) -> None:

@@ -39,7 +39,7 @@ def brief(message: str) -> str:
     if lines[0].startswith('File "'):
         return lines[-1]
     first = lines[0].removesuffix(" The error:").removesuffix(" The last error:").rstrip(".")
-    return f"{first}: {lines[-1]}" if lines[1:] else first
+    return f"{first}: {lines[-1]}" if lines[1:] and lines[-1] not in first else first
 
 
 def duration(seconds: float) -> str:
