@@ -28,7 +28,8 @@ from skate.dataplane import caller as callers
 from skate.dataplane.proxy.address import bind
 from skate.dataplane.transport.peers import Peer, connect
 from skate.engine.base import AlreadyRunningError, Life, resolve
-from skate.engine.process import Launched, launch
+from skate.engine.output import log_path
+from skate.engine.process import SUPERVISOR, Launched, launch
 from skate.engine.runtime_dir import running_pid
 
 logger = logging.getLogger("skate")
@@ -41,6 +42,7 @@ WATCHES_MAX = 100
 WATCH_AGAIN_S = 0.05
 STOP_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 5.0  # for the controller to hear that it shall end
+CONTROLLER = "controller"  # the id of its process
 CONTROLLER_ENTRY = "skate.controlplane.controller:run"
 MODULES = (  # imported once by the supervisor, before everything else is forked from it
     "skate.controlplane.controller",
@@ -272,7 +274,7 @@ def _start(
     address = f"unix:{os.path.join(runtime_dir, 'controller.sock')}"
     config = ControllerConfig(runtime_dir, address, http, proxies, admin)
     controller = ProcessSpec(
-        "controller", "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
+        CONTROLLER, "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
     )
     launched = launch(
         runtime_dir,
@@ -372,12 +374,15 @@ def _log_of(instance: Instance) -> str:
     """What a detached instance has printed, for a message; it goes with the instance."""
     if instance.launched is None:
         return ""
-    try:
-        with open(instance.launched.log_path, encoding="utf-8", errors="replace") as log:
-            said = log.read().strip()
-    except OSError:
-        return ""
-    return f":\n{said[-LOG_SHOWN_MAX:]}" if said else ""
+    said = []
+    for id in (CONTROLLER, SUPERVISOR):
+        try:
+            with open(log_path(instance.launched.logs, id), encoding="utf-8", errors="replace") as log:
+                said.append(log.read().strip())
+        except OSError:
+            continue
+    text = "\n".join(filter(None, said))
+    return f":\n{text[-LOG_SHOWN_MAX:]}" if text else ""
 
 
 def _launch(
