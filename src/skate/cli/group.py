@@ -16,6 +16,7 @@ import msgspec
 
 from skate.cli.failure import Failure
 from skate.cli.inbox import INTERRUPTED_CODE
+from skate.cli.words import replicas_of
 from skate.controlplane import instance as instances
 from skate.controlplane.client import ControllerClient
 from skate.core import origin
@@ -170,3 +171,16 @@ def complete_deployment(ctx: click.Context, parameter: click.Parameter, begun: s
     """``app/deployment`` that begin so."""
     keys = [f"{name}/{one}" for name, app in sorted(_names_now().items()) for one in app.deployments]
     return [key for key in keys if key.startswith(begun)]
+
+
+def complete_deployment_name(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Names of deployments, of ``--app`` where it is given."""
+    app = ctx.params.get("app")
+    found = {one for name, it in _names_now().items() if app in (None, name) for one in it.deployments}
+    return [name for name in sorted(found) if name.startswith(begun)]
+
+
+def complete_replica(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Ids of replicas."""
+    found = [replica.id for app in _names_now().values() for _, replica in replicas_of(app)]
+    return [id for id in found if id.startswith(begun)]

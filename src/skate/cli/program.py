@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from skate.cli import applications, files, looking, running
+from skate.cli import applications, files, looking, printed, running
 from skate.cli.group import Program, verbose
 
 COMMANDS = (
@@ -18,7 +18,7 @@ COMMANDS = (
     *(applications.deploy, applications.plan, applications.delete, applications.scale),
     *(applications.history, applications.rollback),
     *files.COMMANDS,
-    *(looking.status, looking.config, looking.events, looking.metrics, looking.completion),
+    *(looking.status, printed.logs, looking.events, looking.metrics, looking.config, looking.completion),
 )
 
 
