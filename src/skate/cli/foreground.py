@@ -106,6 +106,7 @@ class Foreground:
         self._waiting: tuple[str, ...] = ()  # files that have changed meanwhile
         self._latest = ServeStatus()
         self._revisions: dict[str, int | None] = {}  # of what was deployed here, as far as they are known
+        self._ready: dict[str, int] = {}  # the revisions that ran last
         self._sent = False  # the controller may know of our applications
         self._progress: Progress | None = None  # of the last deployment, once the controller has it
         self._began = 0.0
@@ -189,10 +190,14 @@ class Foreground:
         if reached.failure is not None or reached.app is None:
             self._failed(DeployError(reached.failure or ""))
             return
-        self._revisions[reached.name] = reached.app.revision
+        same = self._ready.get(reached.name) == reached.app.revision
+        self._ready[reached.name] = self._revisions[reached.name] = reached.app.revision
         if not self._progress.pending:
             self._screen.settle()
-        self._screen.line(ready_line(status, reached.app, self._clock.now() - self._began))
+        if same:
+            self._screen.line(f"Application {reached.name} goes on as it is: nothing that it uses is different.")
+        else:
+            self._screen.line(ready_line(status, reached.app, self._clock.now() - self._began))
         if self._progress.pending or self._progress.failed:
             return
         again, self._ran = self._ran, True
