@@ -27,20 +27,38 @@ from skate.core.context import ReplicaContext, RequestContext
 from skate.core.environment import environment
 from skate.core.errors import ContextError, NotFoundError, NotRunningError, OptionError
 from skate.core.options import check_http_options, check_name, check_route_prefix
-from skate.core.specs import AppSpec, HttpOptions, ServeStatus
+from skate.core.specs import (
+    ApplicationStatus,
+    AppSpec,
+    AutoscalingStatus,
+    CrashLoop,
+    DeploymentStatus,
+    HttpOptions,
+    ProxyStatus,
+    ReplicaStatus,
+    ScalingDecision,
+    ServeStatus,
+)
 from skate.dataplane import caller as callers
 from skate.dataplane.handle import DeploymentHandle, Response
 from skate.dataplane.stream import ResponseStream
 
 __all__ = [
     "Application",
+    "ApplicationStatus",
+    "AutoscalingStatus",
+    "CrashLoop",
     "Deployment",
     "DeploymentHandle",
+    "DeploymentStatus",
     "HttpOptions",
+    "ProxyStatus",
     "ReplicaContext",
+    "ReplicaStatus",
     "RequestContext",
     "Response",
     "ResponseStream",
+    "ScalingDecision",
     "ServeStatus",
     "delete",
     "deployment",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import threading
 import click
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 
 from skate.cli.inbox import Inbox
 from skate.cli.live import LiveTable
@@ -22,6 +24,7 @@ from skate.core.specs import (
     ReplicaStatus,
     ServeStatus,
 )
+from tests.cli.fakes import with_app
 
 TRACE = 'Traceback (most recent call last):\n  File "app.py", line 3, in __init__\n    fail()\nE: x'
 
@@ -113,6 +116,24 @@ def test_the_table_moves_and_makes_way_for_lines(capfd: pytest.CaptureFixture[st
     shown = capfd.readouterr().out
     assert "loaded\n" in shown
     assert shown.endswith("half" + "default/A#0  ready after 2.0 s, 1 of 2\n" + " a line\n")
+
+
+def test_each_replica_that_is_not_ready_has_its_phase_and_its_seconds() -> None:
+    screen = LiveTable()
+    screen.begin(["default", "other"], 0.0)
+    screen.show(status(("ready", 9.0), ("loading", 3.0)), 5.0)
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as captured:
+        console.print(screen._drawing(17.0))
+    shown = " ".join(captured.get().split())
+    assert "Starting default 17 s http://127.0.0.1:80/ A 1 of 2 ready replica 2/2 loading 15 s" in shown
+    assert "Starting other 17 s" in shown
+    screen.close()
+
+
+def test_what_is_imported_is_said_before_there_is_a_replica() -> None:
+    importing = with_app(status(), "default", message="importing app:app", deployments={})
+    assert lines_of((1.0, importing), (2.0, importing)) == ["default: importing app:app"]
 
 
 # -- events and signals ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skate.cli.screen import Lines
-from skate.cli.words import COLOURS, brief, duration, replicas_of, url
+from skate.cli.words import COLOURS, brief, building, duration, replicas_of, url
 from skate.core.specs import ApplicationStatus, DeploymentStatus, ServeStatus
 
 PERIOD_S = 0.1
@@ -144,9 +144,8 @@ class LiveTable:
         for name in self._names:
             app = self._status.applications.get(name)
             where = (url(self._status, app) if app is not None else None) or ""
-            parts.append(
-                Text.assemble((f"Starting {name}", "bold"), f"  {where}  ", (duration(now - self._began), "dim"))
-            )
+            took = (duration(now - self._began), "dim")
+            parts.append(Text.assemble((f"Starting {name}", "bold"), "  ", took, f"  {where}"))
             if app is not None:
                 parts += self._application(app, now - self._seen_at)
         return Group(*parts)
@@ -156,11 +155,12 @@ class LiveTable:
         many = sum(replica.phase != "ready" for _, replica in replicas_of(app)) > ROWS_MAX
         for deployment in app.deployments.values():
             _add(table, deployment, since_s, many)
-        yield table
+        if table.row_count:
+            yield table
         said = {name: brief(deployment.message) for name, deployment in app.deployments.items()}
         yield from (Text(f"  {name}: {text}", "red") for name, text in said.items() if text)
-        if not app.deployments and app.message:
-            yield Text(f"  {brief(app.message)}", "dim")
+        if said_before := building(app):
+            yield Text(f"  {said_before}", "dim")
 
 
 class Drawn:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from skate.cli.words import brief, coloured, replicas_of
+from skate.cli.words import brief, building, coloured, replicas_of
 from skate.core.specs import ApplicationStatus, DeploymentStatus, ReplicaStatus, ServeStatus
 
 
@@ -31,6 +31,7 @@ class News:
         apps = {name: app for name, app in status.applications.items() if self._names is None or name in self._names}
         news = list(self._of_replicas(apps, now))
         for app in apps.values():
+            news += self._of_building(app)
             news += self._of_failures(app)
         return [*news, *self._of_states(status, apps)]
 
@@ -53,6 +54,12 @@ class News:
         ready = sum(one.phase == "ready" for one in deployment.replicas)
         after_s = max(0.0, now - replica.phase_s - self._first_seen[replica.id])
         return f" after {after_s:.1f} s, {ready} of {deployment.target_replicas}"
+
+    def _of_building(self, app: ApplicationStatus) -> Iterator[str]:
+        said = building(app)
+        if said and said != self._failures.get(app.name) and not self._states_too:
+            yield f"{app.name}: {said}"
+        self._failures[app.name] = said
 
     def _of_failures(self, app: ApplicationStatus) -> Iterator[str]:
         for deployment in app.deployments.values() if app.status != "DELETING" else ():

@@ -26,6 +26,11 @@ def replicas_of(app: ApplicationStatus) -> Iterator[tuple[DeploymentStatus, Repl
             yield deployment, replica
 
 
+def building(app: ApplicationStatus) -> str:
+    """What happens to an application before its deployments are concerned: its code is imported."""
+    return app.message if app.status == "DEPLOYING" and not app.message.startswith(tuple(app.deployments)) else ""
+
+
 def coloured(state: str) -> str:
     colour = COLOURS.get(state)
     return click.style(state, fg=colour) if colour else state
