@@ -27,6 +27,7 @@ def text(log: Log, ending: str = "") -> str:
 
 def test_a_full_log_becomes_the_former_one_and_its_descriptor_stays(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "LOG_BYTES_MAX", 10)
+    monkeypatch.setattr(output, "LOOK_AFTER_BYTES", 0)
     other = os.open(log.path, os.O_WRONLY | os.O_APPEND)  # as a program that user code has started holds it
     for word in (b"1234567\n", b"abcdefg\n", b"second\n"):
         log.write(memoryview(word))

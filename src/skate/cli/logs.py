@@ -2,7 +2,7 @@
 
 Law: a record begins with a line that has a time; what follows without one belongs to it, and what a process prints
 before its first record has the time of that. A file that begins anew is read on in its former text first, so no line
-is left out or shown twice.
+is left out or shown twice as long as it does not do so twice between two looks.
 """
 
 from __future__ import annotations

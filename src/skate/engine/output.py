@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 LOG_BYTES_MAX = 4 << 20  # of one file; there is at most one more of the same process
+LOOK_AFTER_BYTES = 64 << 10
 LOOK_AGAIN_S = 60.0  # at the size, for what does not go through Python
 ENDED_MAX = 50  # logs of processes that have ended
 NAME_BYTES_MAX = 200  # of a file; file systems take 255
@@ -59,23 +60,25 @@ class Log:
         self.path = path
         self.fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._turning = threading.Lock()
+        self._unseen = LOOK_AFTER_BYTES  # written since the last look at the size
 
     def write(self, data: memoryview) -> None:
         """Adds the data, as much as the disk takes."""
-        try:
+        self._unseen += len(data)
+        with suppress(OSError):
             while data:
                 data = data[os.write(self.fd, data) :]
-        except OSError:
-            return
-        self.keep_bounded()
+        if self._unseen >= LOOK_AFTER_BYTES:
+            self.keep_bounded()
 
     def keep_bounded(self) -> None:
         """Begins anew when it is full."""
+        self._unseen = 0
         with suppress(OSError):
             if os.fstat(self.fd).st_size > LOG_BYTES_MAX and self._turning.acquire(blocking=False):
                 try:
                     with suppress(OSError):  # no room for two: then only the newest stays
-                        shutil.copyfile(self.path, self.path.removesuffix(LOG) + FORMER)
+                        shutil.copy(self.path, self.path.removesuffix(LOG) + FORMER)
                     os.ftruncate(self.fd, 0)
                 finally:
                     self._turning.release()
