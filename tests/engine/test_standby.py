@@ -89,7 +89,6 @@ def test_nobody_knocks_in_vain_while_the_standby_takes_over(world: World) -> Non
     """A router that hears nobody takes the instance for ended."""
     with world.launched(world.controller()):
         primary, heir = supervisors(world.runtime_dir)
-        os.kill(heir, signal.SIGSTOP)  # it is slow; the kernel wakes it when it is an orphan
         os.kill(primary, signal.SIGKILL)
         answers: list[int | None] = []
         until(lambda: answers.append(running_pid(world.runtime_dir)) or answers[-1] == heir, "the standby is known")

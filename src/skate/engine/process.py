@@ -109,6 +109,7 @@ class Launched:
         self._lifeline = lifeline
         self._outcome = outcome
         self._starter = os.getpid()
+        self._asked = -1  # pidfd of the supervisor that was told to end, if it is not the first
 
     @property
     def engine_address(self) -> str:
@@ -176,16 +177,23 @@ class Launched:
                 try:
                     if os.getsid(pid) == self.pid:
                         signal.pidfd_send_signal(pidfd, signum)
+                        self._asked, pidfd = pidfd, self._asked
                 finally:
-                    os.close(pidfd)
+                    if pidfd >= 0:
+                        os.close(pidfd)
 
     def _sweep(self) -> None:
         """Waits until the last supervisor is gone to its last bit, and removes what it could not."""
         clock = SystemClock()
         until = clock.now() + GONE_S
-        if self._outcome.over():
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(GONE_S)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GONE_S)
+        if self._asked >= 0:
+            last = select.poll()
+            last.register(self._asked, select.POLLIN)
+            last.poll(GONE_S * 1000.0)
+            os.close(self._asked)
+            self._asked = -1
         while os.path.isdir(self.runtime_dir) and not directories.remove_stale(self.runtime_dir):
             if clock.now() > until:
                 return

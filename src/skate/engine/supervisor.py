@@ -281,13 +281,13 @@ class Supervisor:
         """The life of the standby. It heeds no signal: the primary says when all ends."""
         try:
             os.setpgid(0, 0)
-            setproctitle("skate: standby")
             signal.set_wakeup_fd(-1)
             for signum in IGNORED:
                 signal.signal(signum, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)  # what is blocked is not ignored, only late
             self._door.close_guests()
             self._close_own()
+            setproctitle("skate: standby")
             heir.wait(self._hear)
         except BaseException:
             traceback.print_exc()
