@@ -334,7 +334,7 @@ def test_a_supervisor_is_killed_while_it_ends(world: World) -> None:
 
 def test_without_pidfds_there_is_no_standby(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standby, "possible", lambda: False)
-    made = standby.Standby(SystemClock())
+    made = standby.Standby(SystemClock(), 0.0)
     assert made.again_at is None and not made.due()
     made.tell(standby.Forgotten("x1"))
     made.end()

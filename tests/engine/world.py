@@ -67,6 +67,7 @@ class World:
     def launched(self, controller: ProcessSpec, **options: Any) -> Iterator[Launched]:
         options.setdefault("sys_path", [ROOT])
         options.setdefault("modules", [ENTRIES])
+        options.setdefault("standby_after_s", 0.0)
         instance = launch(self.runtime_dir, controller, **options)
         try:
             yield instance

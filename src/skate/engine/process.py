@@ -214,13 +214,15 @@ def launch(
     detached: bool = False,
     grace_s: float = 5.0,
     restarts_max: int = 10,
+    standby_after_s: float = 0.5,
     output: int | None = None,
 ) -> Launched:
     """Starts an instance: its directory, its supervisor, and through that the controller. Does not wait for them.
 
     ``modules`` (of Skate) and ``preload`` (of the user) are imported once, before replicas are forked; ``grace_s`` is
     what the processes get when the instance is asked to end. ``output``: a descriptor for what they print, instead of
-    the starter's own (detached: instead of the log). Raises AlreadyRunningError if ``runtime_dir`` is in use.
+    the starter's own (detached: instead of the log). ``standby_after_s``: when the supervisor's standby is forked at
+    the earliest; until then its death is the end. Raises AlreadyRunningError if ``runtime_dir`` is in use.
     """
     claimed = directories.claim(runtime_dir)
     lifeline = None if detached else Lifeline()
@@ -237,6 +239,7 @@ def launch(
             sys_path=tuple(sys_path),
             grace_s=grace_s,
             restarts_max=restarts_max,
+            standby_after_s=standby_after_s,
         )
         process = _spawn(config, output)
     except BaseException:

@@ -117,10 +117,11 @@ class Heir:
 class Standby:
     """The standby as the primary holds it; ``pid`` is None while there is none."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, after_s: float) -> None:
+        """The first one is due ``after_s`` from now."""
         self._clock = clock
         self.pid: int | None = None
-        self.again_at: float | None = clock.now() if possible() else None
+        self.again_at: float | None = clock.now() + after_s if possible() else None
         self._since = 0.0
         self._young_deaths = 0
         self._line = -1

@@ -66,7 +66,7 @@ class Supervisor:
         self._restart_at: float | None = None
         self._end_at: float | None = None  # set: ending, and over at that time whatever is left
         self._exit_code = 0
-        self._standby = Standby(clock)
+        self._standby = Standby(clock, config.standby_after_s)
         self._lifeline = Lifeline()
         address = os.path.join(config.runtime_dir, runtime_dir.ENGINE_SOCKET)
         self._selector = selectors.DefaultSelector()
@@ -141,7 +141,8 @@ class Supervisor:
             self._start_controller()
 
     def _timeout_s(self) -> float | None:
-        times = (self._family.next_deadline(), self._restart_at, self._end_at, self._standby.again_at)
+        standby_at = self._standby.again_at if self._end_at is None else None
+        times = (self._family.next_deadline(), self._restart_at, self._end_at, standby_at)
         due = min((time for time in times if time is not None), default=None)
         return None if due is None else max(due - self._clock.now(), 0.0)
 
@@ -317,7 +318,7 @@ class Supervisor:
         if self._note(self._takeovers) > self._config.restarts_max:
             window_s = self._config.restart_window_s
             self._give_up(f"the supervisor died {len(self._takeovers)} times in {window_s:g} s. The instance ends")
-        self._standby = Standby(self._clock)
+        self._standby = Standby(self._clock, 0.0)
 
     def _watch(self, member: Member) -> None:
         """An adopted process is no child: its pidfd says when it has ended."""
