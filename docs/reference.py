@@ -12,6 +12,7 @@ import msgspec
 
 from skate.core.checks import Option, options_of
 from skate.core.options import (
+    ADMIN_OPTIONS,
     HTTP_OPTIONS,
     AutoscalingConfig,
     BackpressureConfig,
@@ -19,7 +20,7 @@ from skate.core.options import (
     RayActorOptions,
     RequestRouterConfig,
 )
-from skate.core.specs import HttpOptions
+from skate.core.specs import AdminOptions, HttpOptions
 
 PAGE = Path(__file__).with_name("options.md")
 HEAD = "| option | default | takes | meaning | a change |\n|---|---|---|---|---|"
@@ -58,6 +59,7 @@ def page() -> str:
     http = "\n".join(
         (HEAD, *(row(name, option, getattr(HttpOptions(), name)) for name, option in HTTP_OPTIONS.items()))
     )
+    admin = (row(name, option, getattr(AdminOptions(), name, None)) for name, option in ADMIN_OPTIONS.items())
     parts = (
         INTRO,
         "## `@serve.deployment(...)` and `.options(...)`\n",
@@ -74,9 +76,13 @@ def page() -> str:
         table(AutoscalingConfig),
         "\n## `http_options` of `serve.start`\n",
         http,
+        "\n## `admin_options` of `serve.start`, `--admin-*` of `skate start` and `skate run`\n",
+        "See [REST](rest.md).\n",
+        "\n".join((HEAD, *admin)),
         "\n## Environment\n",
         "`SKATE_RUNTIME_DIR` (folder of sockets; default `$XDG_RUNTIME_DIR/skate` or `/tmp/skate-<uid>`), "
-        "`SKATE_INSTANCE` (name of the instance, default `default`), `SKATE_LOG_LEVEL` (default `INFO`).\n",
+        "`SKATE_INSTANCE` (name of the instance, default `default`), `SKATE_LOG_LEVEL` (default `INFO`), "
+        "`SKATE_ADMIN_TOKEN` (what requests to the REST API must bear; none by default).\n",
     )
     return "\n".join(parts)
 

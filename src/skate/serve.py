@@ -6,6 +6,7 @@ translates to the floors below. What blocks, blocks the calling thread and nothi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -20,24 +21,44 @@ from skate.authoring.graph import Application, build
 from skate.authoring.ingress import ingress
 from skate.controlplane import instance as instances
 from skate.controlplane.instance import EngineName
-from skate.core import context
+from skate.core import context, origin
+from skate.core.admin_options import admin_options as read_admin_options
 from skate.core.context import ReplicaContext, RequestContext
+from skate.core.environment import environment
 from skate.core.errors import ContextError, NotFoundError, NotRunningError, OptionError
 from skate.core.options import check_http_options, check_name, check_route_prefix
-from skate.core.specs import AppSpec, HttpOptions, ServeStatus
+from skate.core.specs import (
+    ApplicationStatus,
+    AppSpec,
+    AutoscalingStatus,
+    CrashLoop,
+    DeploymentStatus,
+    HttpOptions,
+    ProxyStatus,
+    ReplicaStatus,
+    ScalingDecision,
+    ServeStatus,
+)
 from skate.dataplane import caller as callers
 from skate.dataplane.handle import DeploymentHandle, Response
 from skate.dataplane.stream import ResponseStream
 
 __all__ = [
     "Application",
+    "ApplicationStatus",
+    "AutoscalingStatus",
+    "CrashLoop",
     "Deployment",
     "DeploymentHandle",
+    "DeploymentStatus",
     "HttpOptions",
+    "ProxyStatus",
     "ReplicaContext",
+    "ReplicaStatus",
     "RequestContext",
     "Response",
     "ResponseStream",
+    "ScalingDecision",
     "ServeStatus",
     "delete",
     "deployment",
@@ -62,6 +83,7 @@ def start(
     *,
     http_options: HttpOptions | Mapping[str, Any] | None = None,
     http: bool = True,
+    admin_options: Mapping[str, Any] | None = None,
     proxies: int = 1,
     engine: EngineName = "process",
     preload: Sequence[str] = (),
@@ -70,7 +92,9 @@ def start(
 
     ``http_options``: a dict or HttpOptions with ``host`` (default ``127.0.0.1``), ``port`` (8000; 0 takes a free one),
     ``root_path``, ``request_timeout_s`` (None: no limit), ``keep_alive_timeout_s`` (90), ``max_body_bytes``
-    (100 MiB), ``show_traceback`` (False). ``http`` False: no HTTP at all. ``proxies``: processes that share the
+    (100 MiB), ``show_traceback`` (False). ``http`` False: no HTTP at all.
+    ``admin_options``: a dict with ``host`` (default ``127.0.0.1``), ``port`` (8265) and ``token_file`` of the REST API;
+    None: there is none. ``proxies``: processes that share the
     port. ``engine``: ``process`` (default) or ``inline`` (everything in this process, for tests). ``preload``:
     modules that the template imports before replicas are forked from it.
 
@@ -86,8 +110,10 @@ def start(
     if engine not in ("process", "inline"):
         raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
     options = _http_options(http_options) if http else None
-    instance, new = instances.start(options, engine=engine, proxies=proxies, preload=tuple(preload))
-    if not new and (http_options is not None or preload or proxies != 1 or not http or engine != "process"):
+    admin = None if admin_options is None else read_admin_options(admin_options, environment().admin_token)
+    instance, new = instances.start(options, engine=engine, proxies=proxies, preload=tuple(preload), admin=admin)
+    given = http_options is not None or admin is not None or preload or proxies != 1 or not http or engine != "process"
+    if not new and given:
         logger.warning("serve.start(): an instance is running already; its options stay as they are")
     callers.start(instance.address)
 
@@ -120,15 +146,35 @@ def run(
             "For one of your own set SKATE_INSTANCE to another name",
             instance.runtime_dir,
         )
-    instance.deploy(spec, on_status)
+    by = origin.said(_command(), os.getcwd(), os.getpid())
+    _warn_of_others(instance, name, by)
+    revision = instance.deploy(spec, on_status, by)
     handle: DeploymentHandle[T] = DeploymentHandle(spec.name, spec.ingress, address=instance.address)
     if blocking:
         _say_where(instance.status(), name, route_prefix)
         try:
             wait_for_interrupt()
         finally:
-            shutdown() if instance.owned else delete(name)
+            if instance.owned:
+                shutdown()
+            else:  # what somebody else has deployed under this name meanwhile stays
+                with contextlib.suppress(NotFoundError, NotRunningError):
+                    instance.delete(name, revision)
     return handle
+
+
+def _command() -> str:
+    """How this process was started, in words."""
+    script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else ""
+    return f"python {os.path.basename(script)}" if script else "python"
+
+
+def _warn_of_others(instance: instances.Instance, name: str, by: str) -> None:
+    if instance.owned:
+        return
+    before = instance.status().applications.get(name)
+    if before is not None and before.status != "DELETING" and not origin.same(before.deployed_by, by):
+        logger.warning("serve.run(): application %s was deployed by %s; it is replaced", name, before.deployed_by)
 
 
 def _say_where(status: ServeStatus, name: str, route_prefix: str | None) -> None:

@@ -187,20 +187,173 @@ def test_a_supervisor_that_dies_is_an_error(here: Place) -> None:
     here.nothing_left()
 
 
-def test_reload_serves_what_changed_and_keeps_the_old_version_when_it_is_wrong(here: Place, free_port: int) -> None:
-    here.write("app.py", "from word import WORD\n" + HELLO.replace("return self.word", "return WORD"))
+PART = """
+import os
+from skate import serve
+from word import WORD
+
+@serve.deployment
+class Part:
+    def __call__(self):
+        return f"{WORD} {os.getpid()}"
+"""
+WHOLE = """
+import os
+from skate import serve
+
+@serve.deployment
+class Whole:
+    def __init__(self, part):
+        self.part = part
+
+    async def __call__(self):
+        return f"{await self.part.remote()} {os.getpid()}"
+"""
+TOGETHER = "from part import Part\nfrom whole import Whole\n\napp = Whole.bind(Part.bind())\n"
+FILE = "applications:\n- {name: default, import_path: 'together:app'}\n"
+
+
+@pytest.fixture
+def parts(here: Place) -> Place:
+    """An application of two deployments, each in a module of its own, and a word that one of them uses."""
+    for name, text in (("part.py", PART), ("whole.py", WHOLE), ("together.py", TOGETHER), ("apps.yaml", FILE)):
+        here.write(name, text)
     here.write("word.py", "WORD = 'one'")
-    running = here.start("run", "app:app", "--reload", "--port", str(free_port))
+    return here
+
+
+def served(port: int) -> tuple[str, str, str]:
+    """The word, and the processes that said it: of the part, and of the whole."""
+    word, part, whole = get(port).split()
+    return word, part, whole
+
+
+@pytest.mark.parametrize("target", ["together:app", "apps.yaml"])
+def test_reload_replaces_only_what_changed_and_keeps_what_runs_when_it_is_wrong(
+    parts: Place, free_port: int, target: str
+) -> None:
+    running = parts.start("run", target, "--reload", "--port", str(free_port))
     running.until("Ctrl-C ends it")
-    assert get(free_port) == "one"
-    here.write("word.py", "WORD = 'two'")
-    until(lambda: get(free_port) == "two", "the change is served")
-    here.write("word.py", "WORD = ")
-    running.until("error: module 'app' does not import: SyntaxError")
+    first = served(free_port)
+    parts.write("word.py", "WORD = 'two'")
+    until(lambda: get(free_port).startswith("two"), "the change is served")
+    second = served(free_port)
+    assert (first[0], second[2]) == ("one", first[2]) and second[1] != first[1]
+    parts.write("apart.py", "")
+    running.until("goes on as it is")
+    parts.write("word.py", "WORD = ")
+    running.until("does not import: SyntaxError")
     running.until("What ran before goes on serving")
-    assert get(free_port) == "two"
-    here.write("word.py", "WORD = 'six'")
-    until(lambda: get(free_port) == "six", "the repaired version is served")
+    assert served(free_port) == second
+    parts.write("word.py", "WORD = 'six'")
+    until(lambda: get(free_port).startswith("six"), "the repaired version is served")
+    parts.pids()
+    assert running.end() == 0
+    parts.nothing_left()
+
+
+def test_a_file_is_planned_deployed_changed_and_rolled_back(parts: Place, free_port: int) -> None:
+    here, port = parts, ("--port", str(free_port))
+    assert "start one with" in here.run("deploy", "apps.yaml", code=1)
+    here.run("start", *port, "--no-admin")
+    assert "Application default is ready" in here.run("deploy", "apps.yaml")
+    first = served(free_port)
+    assert here.run("plan", "apps.yaml", "--exit-code").startswith("Application default stays as it is")
+    here.write("word.py", "WORD = 'two'")
+    plan = here.run("plan", "apps.yaml", "--exit-code", code=2)
+    assert "Part   restart  code" in plan and "Whole  leave" in plan
+    here.run("deploy", "apps.yaml")
+    assert served(free_port)[::2] == ("two", first[2])
+    here.write("whole.py", WHOLE.replace("self.part = part", "raise ValueError('no model')"))
+    said = here.run("deploy", "apps.yaml", code=1)
+    assert "error: application 'default' did not start" in said and "ValueError: no model" in said
+    assert served(free_port)[::2] == ("two", first[2])
+    assert "is ready" in here.run("rollback", "default", "--to", "1")
+    assert served(free_port)[::2] == ("one", first[2])
+    history = here.run("history", "default").splitlines()
+    assert ["current" in line for line in history[1:]] == [False, False, False, True] and "rollback to 1" in history[-1]
+    assert "default  deployed  revision 4, rollback to 1 by skate rollback default" in here.run("events")
+    assert "import_path: together:app" in here.run("config")
+    here.run("scale", "default/Part", "2")
+    until(lambda: "2 of 2 ready" in here.run("status", "--name", "default"), "it is scaled")
+    here.pids()
+    here.run("shutdown")
+    here.nothing_left()
+
+
+JOINS = """
+import sys
+from app import app
+from skate import serve
+
+serve.run(app, name="mine", route_prefix="/mine")
+print("runs", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_others_are_told_whose_application_they_replace(here: Place) -> None:
+    here.run("start", "--port", "0", "--no-admin")
+    here.write("script.py", JOINS)
+    here.python("script.py")
+    assert "deployed" in here.run("status", "--name", "mine")
+    by = here.status()["applications"]["mine"]["deployed_by"]
+    assert by.startswith(f"python script.py in {here.folder} (pid ")
+    said = here.run("deploy", "app:app", "--name", "mine", "--route-prefix", "/mine")
+    assert f"warning: application mine was deployed by {by}; it is replaced" in said
+    assert "was deployed by skate deploy app:app" in here.python("script.py")
+    here.pids()
+    here.run("shutdown")
+    here.nothing_left()
+
+
+SPEAKS = """
+import ctypes, logging, os, subprocess
+from skate import serve
+
+@serve.deployment
+class Speaks:
+    def __call__(self, request):
+        print("printed")
+        logging.getLogger("my").info("logged")
+        ctypes.CDLL(None).printf(b"from C\\n"), ctypes.CDLL(None).fflush(None)
+        subprocess.run(["echo", "from a program"])
+        if request.query_params:
+            os.abort()
+        return "ok"
+
+app = Speaks.bind()
+"""
+
+
+def test_what_processes_print_is_kept_and_can_be_followed(here: Place, free_port: int) -> None:
+    here.write("speaks.py", SPEAKS)
+    here.run("start", "--port", str(free_port), "--no-admin")
+    here.run("deploy", "speaks:app")
+    following = here.start("logs", "--follow", "--app", "default")
+    assert get(free_port, headers={"X-Request-ID": "abc-1"}) == "ok"
+    for words in ("printed", "from C", "from a program", ", request abc-1] logged"):
+        following.until(words)
+    assert get(free_port, "/?abort=1") == "500"
+    following.until("Fatal Python error: Aborted")
+    assert following.end() == 0
+    assert len(here.run("logs", "--request-id", "abc-1", "-n", "1").splitlines()) == 1
+    here.pids()
+    here.run("shutdown")
+    here.nothing_left()
+
+
+def test_a_foreground_instance_shows_what_it_keeps(here: Place, free_port: int) -> None:
+    here.write("speaks.py", SPEAKS)
+    running = here.start("run", "speaks:app", "--port", str(free_port))
+    running.until("Ctrl-C ends it")
+    get(free_port)
+    for words in ("printed", "from C", "from a program", "] logged"):
+        running.until(words)
+    get(free_port, "/?abort=1")
+    running.until("crashed, and has written into its log:\nFatal Python error: Aborted")
+    kept = here.run("logs", "--replica", "1")
+    assert "printed" in kept and "Fatal Python error: Aborted" in kept
     here.pids()
     assert running.end() == 0
     here.nothing_left()

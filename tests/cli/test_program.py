@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import msgspec
+import click
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 import skate
 from skate.authoring.traces import shortened
 from skate.cli import main, table
 from skate.cli.failure import Failure
-from skate.cli.reload import Recipe
-from skate.core.errors import OptionError
+from skate.controlplane import instance as instances
+from skate.core.errors import NotRunningError, OptionError
 from skate.core.specs import (
+    AdminOptions,
     ApplicationStatus,
+    AutoscalingStatus,
+    CrashLoop,
     DeploymentStatus,
+    HttpOptions,
     LedgerReport,
     ProxyStatus,
     ReplicaStatus,
+    ScalingDecision,
     ServeStatus,
 )
 from tests.cli.world import HELLO
@@ -181,13 +188,117 @@ def test_an_empty_instance_without_http() -> None:
     assert "No applications" in text
 
 
-# -- a second version -----------------------------------------------------------------------------------
+# -- the REST API -------------------------------------------------------------------------------------
 
 
-def test_a_salt_changes_the_versions_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "salted_app.py").write_text(HELLO)
-    recipe = Recipe("salted_app:app", {}, "default", "/", str(tmp_path))
-    plain, again, salted = recipe.spec(), recipe.spec(), recipe.spec("1")
-    assert plain == again
-    assert plain.deployments[0].version != salted.deployments[0].version
-    assert msgspec.structs.replace(salted.deployments[0], version=plain.deployments[0].version) == plain.deployments[0]
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What an instance would have been started with; none is."""
+    given: dict[str, Any] = {}
+
+    def start(http: HttpOptions, **options: Any) -> None:
+        given.update(options)
+        raise NotRunningError("not in this test")
+
+    monkeypatch.setattr(instances, "start", start)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("words", "admin"),
+    [
+        ((), AdminOptions()),
+        (("--admin-port", "0"), AdminOptions(port=0)),
+        (("--admin-host", "::1"), AdminOptions(host="::1")),
+        (("--no-admin",), None),
+    ],
+)
+def test_an_instance_that_stays_has_a_rest_api_unless_it_shall_not(
+    started: dict[str, Any], words: tuple[str, ...], admin: AdminOptions | None
+) -> None:
+    invoke("start", *words)
+    assert started["admin"] == admin
+
+
+def test_one_in_the_foreground_has_it_when_asked(started: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "admin_app.py").write_text(HELLO)
+    run = ("run", "admin_app:app", "--app-dir", str(tmp_path))
+    invoke(*run)
+    assert started["admin"] is None
+    invoke(*run, "--admin-port", "8266")
+    assert started["admin"] == AdminOptions(port=8266)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--admin-host", "0.0.0.0"), 1, "set a token in SKATE_ADMIN_TOKEN"),
+        (("--admin-port", "65536"), 1, "port=65536"),
+        (("--admin-token-file", "/nowhere"), 1, "cannot be read"),
+        (("--admin-port", "1", "--no-admin"), 2, "contradicts"),
+        (("--admin-token", "secret"), 2, "No such option"),
+    ],
+)
+def test_a_rest_api_open_to_others_is_refused(
+    started: dict[str, Any], words: tuple[str, ...], code: int, said: str
+) -> None:
+    result = invoke("start", *words)
+    assert (result.exit_code, started) == (code, {})
+    assert said in result.stderr
+
+
+def test_where_the_rest_api_is_or_why_it_is_not_stands_in_the_table() -> None:
+    admin = ProxyStatus("admin", "UNHEALTHY", 0, "127.0.0.1:8265", "another process uses this port")
+    lines = [click.unstyle(line) for line in table.lines(ServeStatus(admin=admin), None, 0.0)]
+    assert "Proxies   none, this instance runs without HTTP" in lines
+    assert "REST  UNHEALTHY  http://127.0.0.1:8265    another process uses this port" in lines
+
+
+# -- what needs a look ----------------------------------------------------------------------------------
+
+
+def of_deployment(**given: Any) -> str:
+    """How a deployment is shown 3 s after the status was made, at wall time 100."""
+    app = replace(STATUS.applications["default"], deployments={"A": DeploymentStatus("A", "HEALTHY", "", 2, **given)})
+    return click.unstyle("\n".join(table.application_lines(STATUS, app, 100.0, 3.0)))
+
+
+def test_replicas_that_are_not_well_are_told_from_the_others() -> None:
+    old = ReplicaStatus("default/A#1", "ready", 13, 4.0, version="v1")
+    sick = ReplicaStatus("default/A#2", "ready", 14, 4.0, version="v2", strikes=2)
+    text = of_deployment(replicas=(old, sick), version="v2")
+    assert "#1  ready    7.0 s         pid 13  of the version before" in text
+    assert "#2  ready    7.0 s         pid 14  2 of 3 health checks failed" in text
+
+
+def test_many_that_are_well_are_counted() -> None:
+    well = [ReplicaStatus(f"default/A#{n}", "ready", n, 4.0) for n in range(40)]
+    loading = ReplicaStatus("default/A#99", "loading", 99, 4.0)
+    text = of_deployment(replicas=(*well, loading))
+    assert "#99" in text and "#7" not in text
+    assert "40 of 2 ready" in text and "and 40 more (--json has them all)" in text
+
+
+def test_autoscaling_says_why() -> None:
+    seen = AutoscalingStatus(
+        1, 10, "ongoing_requests", 8.25, 3.0, 5.6, "up to 6 in 12 s", "ZeroDivisionError: x",
+        (ScalingDecision(90.0, 2, 4, "5.6 wanted for 30 s"),),
+    )  # fmt: skip
+    text = of_deployment(autoscaling=seen)
+    for words in (
+        "autoscaled 1 to 10 by ongoing_requests: 8.25 ongoing + 3 queued, desired 5.6, waits: up to 6 in 12 s",
+        "10 s ago 2 → 4: 5.6 wanted for 30 s",
+        "the policy failed: ZeroDivisionError: x",
+    ):
+        assert words in text
+
+
+def test_a_crash_loop_counts_down_and_has_its_last_error() -> None:
+    text = of_deployment(crash_loop=CrashLoop(5, 7.5, f"{traceback_of('/x/app.py')}"))
+    assert "crash loop: 5 failures within a minute, next try in 4.5 s: it failed: ValueError: x" in text
+
+
+def test_who_deployed_it() -> None:
+    app = replace(STATUS.applications["default"], revision=3, deployed_by="python train.py in ~/x (pid 7)")
+    text = "\n".join(table.application_lines(STATUS, app, 160.0))
+    assert "revision 3, deployed 60 s ago by python train.py in ~/x (pid 7)" in text

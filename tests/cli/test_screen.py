@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -9,10 +10,12 @@ import threading
 import click
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 
 from skate.cli.inbox import Inbox
 from skate.cli.live import LiveTable
-from skate.cli.screen import Lines, brief, duration, summary, url
+from skate.cli.screen import Lines
+from skate.cli.words import brief, duration, ready_line, summary, url
 from skate.core.specs import (
     ApplicationStatus,
     DeploymentStatus,
@@ -21,6 +24,9 @@ from skate.core.specs import (
     ReplicaStatus,
     ServeStatus,
 )
+from tests.cli.fakes import with_app
+
+TRACE = 'Traceback (most recent call last):\n  File "app.py", line 3, in __init__\n    fail()\nE: x'
 
 
 def status(*phases: tuple[ReplicaPhase, float], message: str = "") -> ServeStatus:
@@ -35,7 +41,7 @@ def status(*phases: tuple[ReplicaPhase, float], message: str = "") -> ServeStatu
 
 def lines_of(*seen: tuple[float, ServeStatus]) -> list[str]:
     screen = Lines()
-    screen.begin("default", 0.0)
+    screen.begin(["default"], 0.0)
     return [click.unstyle(line) for now, one in seen for line in screen.news(one, now)]
 
 
@@ -48,7 +54,7 @@ def test_a_line_for_each_change() -> None:
     ) == [
         "default/A#0  loading",
         "default/A#1  starting",
-        "default/A#0  ready after 3.0 s",
+        "default/A#0  ready after 3.0 s, 1 of 2",
         "default/A#1  ended",
     ]
 
@@ -61,7 +67,14 @@ def test_a_failure_is_said_once_and_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "short"), [("", ""), ("one.", "one"), ("It is so. The last error:\n", "It is so"), ("a.\nb", "a: b")]
+    ("message", "short"),
+    [
+        ("", ""),
+        ("one.", "one"),
+        ("It is so. The last error:\n", "It is so"),
+        ("a.\nb", "a: b"),
+        (TRACE, "E: x"),
+    ],
 )
 def test_brief(message: str, short: str) -> None:
     assert brief(message) == short
@@ -81,13 +94,15 @@ def test_where_an_application_is() -> None:
     assert url(seen, app) == "http://127.0.0.1:80/"
     assert url(seen, replace(app, route_prefix="/a")) == "http://127.0.0.1:80/a/"
     assert url(seen, replace(app, route_prefix=None)) is None
-    assert "not reachable by HTTP" in summary(ServeStatus(), app, 1.0)[0]
+    assert "not reachable by HTTP" in ready_line(ServeStatus(), app, 1.0)
+    assert summary(seen, ["default"]) == ["  A  2 replicas", "  routes: http://127.0.0.1:80/-/routes"]
+    assert "beside it: application default" in summary(seen, ["other"])[0]
 
 
 def test_the_table_moves_and_makes_way_for_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    screen = LiveTable()
+    screen = LiveTable(listens=True)
     assert screen.output is None  # stderr is no terminal here
-    screen.begin("default", 0.0)
+    screen.begin(["default"], 0.0)
     assert screen.period_s is not None
     screen.show(status(("loading", 0.5)), 1.0)
     screen._printed(b"first\rloa")
@@ -100,7 +115,25 @@ def test_the_table_moves_and_makes_way_for_lines(capfd: pytest.CaptureFixture[st
     screen.close()
     shown = capfd.readouterr().out
     assert "loaded\n" in shown
-    assert shown.endswith("half" + "default/A#0  ready after 2.0 s\n" + " a line\n")
+    assert shown.endswith("half" + "default/A#0  ready after 2.0 s, 1 of 2\n" + " a line\n")
+
+
+def test_each_replica_that_is_not_ready_has_its_phase_and_its_seconds() -> None:
+    screen = LiveTable()
+    screen.begin(["default", "other"], 0.0)
+    screen.show(status(("ready", 9.0), ("loading", 3.0)), 5.0)
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as captured:
+        console.print(screen._drawing(17.0))
+    shown = " ".join(captured.get().split())
+    assert "Starting default 17 s http://127.0.0.1:80/ A 1 of 2 ready replica 2/2 loading 15 s" in shown
+    assert "Starting other 17 s" in shown
+    screen.close()
+
+
+def test_what_is_imported_is_said_before_there_is_a_replica() -> None:
+    importing = with_app(status(), "default", message="importing app:app", deployments={})
+    assert lines_of((1.0, importing), (2.0, importing)) == ["default: importing app:app"]
 
 
 # -- events and signals ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Place:
 
     def _popen(self, words: tuple[str, ...]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "skate", *words],
+            [sys.executable, *words],
             cwd=self.folder,
             env=os.environ | {"SKATE_RUNTIME_DIR": str(self.runtime), "PYTHONPATH": ROOT},
             stdin=subprocess.DEVNULL,
@@ -105,7 +105,7 @@ class Place:
         )
 
     def start(self, *words: str) -> Running:
-        running = Running(self._popen(words))
+        running = Running(self._popen(("-m", "skate", *words)))
         self.started.append(running)
         return running
 
@@ -113,6 +113,13 @@ class Place:
         """Runs a command to its end; what it printed."""
         running = self.start(*words)
         assert running.wait() == code, running.text
+        return running.text
+
+    def python(self, *words: str) -> str:
+        """Runs a script to its end; what it printed."""
+        running = Running(self._popen(words))
+        self.started.append(running)
+        assert running.wait() == 0, running.text
         return running.text
 
     def status(self) -> dict[str, Any]:
@@ -156,10 +163,11 @@ class Place:
         shutil.rmtree(self.runtime, ignore_errors=True)
 
 
-def get(port: int, path: str = "/") -> str:
+def get(port: int, path: str = "/", headers: Mapping[str, str] = {}) -> str:
     """The body of an answer, or the status code of another one; empty when nobody answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=dict(headers))
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=5) as response:
             return str(response.read().decode())
     except urllib.error.HTTPError as error:
         return str(error.code)

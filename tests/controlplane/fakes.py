@@ -7,7 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,8 @@ from skate.controlplane.store import MemoryStore, Store
 from skate.core.clock import ManualClock
 from skate.core.config import BuildRequest, BuildResult
 from skate.core.specs import (
+    AdminConfig,
+    AdminOptions,
     ApplicationStatus,
     ControllerConfig,
     Counts,
@@ -81,6 +83,7 @@ class FakeEngine:
         self.release = asyncio.Event()
         self.told: list[tuple[str, str]] = []  # configurations, by replica
         self.refuse: str | None = None
+        self.port_in_use = False  # that of the REST server
         self._callbacks: list[Changed] = []
 
     async def observe(self) -> list[ProcessSeen]:
@@ -93,8 +96,8 @@ class FakeEngine:
                 raise EngineError(self.refuse)
             assert action.spec.id not in self.processes
             one = self.processes[action.spec.id] = Fake(action.spec, next(_numbers))
-            life = {"replica": self._replica, "proxy": self._proxy, "builder": self._builder}[one.spec.role]
-            one.task = asyncio.create_task(life(one))
+            lives = {"replica": self._replica, "proxy": self._proxy, "admin": self._admin, "builder": self._builder}
+            one.task = asyncio.create_task(lives[one.spec.role](one))
             return _seen(one)
         if isinstance(action, StopProcess):
             found = self.processes.get(action.id)
@@ -218,6 +221,18 @@ class FakeEngine:
         one.peer.close()
         self._ended(one, 0)
 
+    async def _admin(self, one: Fake) -> None:
+        config = msgspec.msgpack.decode(one.spec.config, type=AdminConfig)
+        one.peer = await connect(config.controller, "admin")
+        phase: Literal["ready", "failed"] = "failed" if self.port_in_use else "ready"
+        said = "the port is in use" if self.port_in_use else ""
+        report = ProxyReport(config.id, phase, one.pid, config.admin.host, config.admin.port, said)
+        await one.peer.ask("report_proxy", _encode(report))
+        if phase == "ready":
+            await one.stopping.wait()
+        one.peer.close()
+        self._ended(one, 0)
+
 
 async def _first(*waits: Awaitable[object]) -> None:
     tasks = [asyncio.ensure_future(wait) for wait in waits]
@@ -229,10 +244,17 @@ async def _first(*waits: Awaitable[object]) -> None:
 class Desk:
     """A controller on a fake engine and a manual clock, and a client of it."""
 
-    def __init__(self, engine: FakeEngine, store: Store, http: HttpOptions | None, proxies: int = 1) -> None:
+    def __init__(
+        self,
+        engine: FakeEngine,
+        store: Store,
+        http: HttpOptions | None,
+        proxies: int = 1,
+        admin: AdminOptions | None = None,
+    ) -> None:
         self.engine, self.store = engine, store
         self.clock = ManualClock(1000.0)
-        self.config = ControllerConfig("/none", f"memory:controller-{next(_numbers)}", http, proxies)
+        self.config = ControllerConfig("/none", f"memory:controller-{next(_numbers)}", http, proxies, admin)
         self.stopping = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.peers: list[Peer] = []
@@ -280,9 +302,14 @@ async def until(condition: Callable[[], object], what: str, desk: Desk | None = 
 
 
 @asynccontextmanager
-async def desk(store: Store | None = None, http: HttpOptions | None = None, proxies: int = 1) -> AsyncIterator[Desk]:
+async def desk(
+    store: Store | None = None,
+    http: HttpOptions | None = None,
+    proxies: int = 1,
+    admin: AdminOptions | None = None,
+) -> AsyncIterator[Desk]:
     """A running controller, ended with everything of it."""
-    made = Desk(FakeEngine(), store if store is not None else MemoryStore(), http, proxies)
+    made = Desk(FakeEngine(), store if store is not None else MemoryStore(), http, proxies, admin)
     made.start()
     try:
         yield made

@@ -11,9 +11,18 @@ from msgspec.structs import replace
 from skate.controlplane.processes import CLOSING_S
 from skate.controlplane.store import MemoryStore
 from skate.core.errors import NotFoundError, NotRunningError, OptionError, SkateError, WireError
-from skate.core.specs import AppSpec, DeploymentSpec, HttpOptions, LedgerReport, ProxyConfig, ServeStatus
+from skate.core.specs import (
+    AdminConfig,
+    AdminOptions,
+    AppSpec,
+    DeploymentSpec,
+    HttpOptions,
+    LedgerReport,
+    ProxyConfig,
+    ServeStatus,
+)
 from skate.engine.base import StopProcess
-from tests.controlplane.fakes import Router, desk, report_calls, until
+from tests.controlplane.fakes import Desk, Router, desk, report_calls, until
 from tests.decide.world import deployment, goal
 
 
@@ -283,6 +292,55 @@ def test_proxies_that_share_any_free_port_get_the_same_one() -> None:
             assert first.http.port == second.http.port != 0
 
     asyncio.run(main())
+
+
+def test_the_rest_server_is_kept_as_a_proxy_is_and_is_none() -> None:
+    async def main() -> None:
+        async with desk(http=HttpOptions(port=0), proxies=2, admin=AdminOptions(port=8265)) as here:
+            await here.connect()
+            await until(lambda: _admin(here) == "HEALTHY", "the REST server")
+            status = here.controller.calls.status()
+            assert set(status.proxies) == {"0", "1"}
+            assert status.admin is not None and status.admin.address == "127.0.0.1:8265"
+            (process,) = here.engine.alive("admin")
+            config = msgspec.msgpack.decode(process.spec.config, type=AdminConfig)
+            assert (config.http, config.controller) == (here.config.http, here.config.address)
+            here.engine.crash(process.spec.id)
+            await until(lambda: process not in here.engine.alive("admin"), "its end")
+            await until(lambda: here.engine.alive("admin"), "another one")
+            await until(lambda: _admin(here) == "HEALTHY", "the REST server")
+            told = [msgspec.msgpack.decode(one.spec.config, type=ProxyConfig) for one in here.engine.alive("proxy")]
+            assert 8265 not in {one.http.port for one in told}
+            assert here.task is not None
+            here.stopping.set()
+            await here.task
+            assert not here.engine.processes
+
+    asyncio.run(main())
+
+
+def test_a_rest_server_without_a_port_is_tried_again_and_keeps_nobody_waiting() -> None:
+    async def main() -> None:
+        async with desk(admin=AdminOptions()) as here:
+            here.engine.port_in_use = True
+            client = await here.client()
+            await client.deploy(app("a"))
+            await here.state("a", "RUNNING")
+            await until(lambda: _admin(here) == "UNHEALTHY", "the word of the REST server")
+            status = here.controller.calls.status()
+            assert status.admin is not None and status.admin.message == "the port is in use"
+            here.engine.port_in_use = False
+            for _ in range(10):
+                here.clock.advance(10.0)
+                await asyncio.sleep(0)
+            await until(lambda: _admin(here) == "HEALTHY", "the next try")
+
+    asyncio.run(main())
+
+
+def _admin(here: Desk) -> str:
+    admin = here.controller.calls.status().admin
+    return admin.status if admin is not None else ""
 
 
 def test_a_watcher_sees_the_last_of_quick_changes_not_all() -> None:

@@ -180,7 +180,8 @@ def test_a_child_holds_nothing_of_the_supervisor(world: World) -> None:
         standard = [os.readlink(f"/proc/{instance.pid}/fd/{number}") for number in range(3)]
         lifelines = set(shared) - set(standard)
         assert len(lifelines) == 2 and all(one.startswith("pipe:") for one in lifelines), shared
-        assert not [name for name in told["descriptors"] if name.startswith(world.folder)], told["descriptors"]
+        own = [name for name in told["descriptors"] if name.startswith(world.folder)]
+        assert [name.rpartition("/")[2] for name in own] == ["x2.log"], told["descriptors"]
         assert "/dev/null" in told["descriptors"]
         assert told["blocked"] == []
         assert f"pipe:[{os.fstat(write_end).st_ino}]" not in descriptors(instance.pid) + told["descriptors"]
@@ -218,7 +219,7 @@ def test_a_detached_instance_outlives_its_starter_and_ends_when_asked(world: Wor
     script, supervisor, _ = owned(world, controller, "detached")
     finish(script)
     replica = marked(started["x1"])["pid"]
-    log = Path(world.runtime_dir, "logs", "instance.log")
+    log = Path(world.runtime_dir, "logs", "x2.log")
     until(lambda: "the model file is broken" in log.read_text(encoding="utf-8"), "the crash is in the log")
     assert log.stat().st_mode & 0o777 == 0o600
     assert lives(supervisor) and lives(replica)
@@ -230,7 +231,7 @@ def test_a_detached_instance_outlives_its_starter_and_ends_when_asked(world: Wor
 def test_a_detached_instance_that_fails_leaves_its_log(world: World) -> None:
     with world.launched(world.controller("crash"), detached=True, restarts_max=0) as instance:
         until(lambda: not instance.alive(), "the instance has ended")
-        assert "the model file is broken" in Path(instance.log_path).read_text(encoding="utf-8")
+        assert "the model file is broken" in Path(instance.logs, "controller.log").read_text(encoding="utf-8")
         assert sorted(os.listdir(world.runtime_dir)) == ["logs"]
     assert not os.path.exists(world.runtime_dir)
 

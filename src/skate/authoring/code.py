@@ -187,21 +187,16 @@ def _can_import(module: str) -> bool:
     return any(find(top, None) is not None for find in finders if find is not None)
 
 
-def source_of(path: str) -> bytes:
-    """The text of the module that an import path names, as it is on disk now; empty where there is none."""
-    file = getattr(sys.modules.get(path.partition(":")[0]), "__file__", None)
-    try:
-        with open(file or "", "rb") as opened:
-            return opened.read()
-    except OSError:
-        return b""
+def module_of(target: Any) -> str:
+    """The module that a class or function was written in."""
+    return str(getattr(target, "__module__", None) or "")
 
 
 def fingerprint(ref: CodeRef) -> bytes:
-    """A hash of the code that stays the same while the code does (for an import path: while its module's file does)."""
-    if ref.import_path is not None:
-        return sha256(ref.import_path.encode() + b"\0" + source_of(ref.import_path)).digest()
-    return sha256(without_tracks(ref.pickled or b"")).digest()
+    """A hash of what travels; for an import path that is the path, and the texts behind it are ``sources``' matter."""
+    return sha256(
+        ref.import_path.encode() if ref.import_path is not None else without_tracks(ref.pickled or b"")
+    ).digest()
 
 
 _TRACK = re.compile(rb"[0-9a-f]{32}")

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from skate.authoring import code
+from skate.authoring import code, sources
 from skate.authoring.deployment import Application, Deployment
 from skate.authoring.ingress import MARK
 from skate.core.checks import shown
 from skate.core.errors import CodeError, GraphError, ImportPathError, OptionError
 from skate.core.options import DeploymentOptions, check_name, check_route_prefix, restart_options
-from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef
+from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef, Source
 
 __all__ = ["Application", "build", "deployments", "nodes", "with_options"]
 
@@ -48,6 +48,7 @@ def build(
     _check_ingresses(found, app)
     names = _names(found)
     refs = {node: HandleRef(app=name, deployment=names[node]) for node in found}
+    texts = {node: sources.sources_of(code.module_of(node._deployment.func_or_class)) for node in found}
     return AppSpec(
         name=name,
         route_prefix=route_prefix,
@@ -55,6 +56,7 @@ def build(
         deployments=tuple(_spec(name, node, names[node], refs, node is app) for node in found),
         sys_path=tuple(dict.fromkeys(sys_path if sys_path is not None else _search_path())),
         cwd=cwd if cwd is not None else os.getcwd(),
+        sources=sources.merged(texts.values()),
     )
 
 
@@ -176,7 +178,8 @@ def _spec(
 def with_options(spec: DeploymentSpec, options: DeploymentOptions) -> DeploymentSpec:
     """The same code with these options, and so of the version that both make. Raises ``OptionError``."""
     _check_request_router(spec.name, options)
-    version = _version(spec.code, spec.init, msgspec.msgpack.encode(restart_options(options)))
+    texts = sources.sources_of((spec.code.import_path or "__main__").partition(":")[0])
+    version = _version(spec.code, texts, spec.init, msgspec.msgpack.encode(restart_options(options)))
     return msgspec.structs.replace(spec, options=options, version=version)
 
 
@@ -211,8 +214,9 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
         raise OptionError(f"{where}: it cannot be made with request_router_kwargs={arguments}: {error}") from error
 
 
-def _version(packed: CodeRef, init: bytes, restart: bytes) -> str:
-    parts = (code.fingerprint(packed), sha256(code.without_tracks(init)).digest(), sha256(restart).digest())
+def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: bytes) -> str:
+    written = code.fingerprint(packed) + sources.fingerprint(texts)
+    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(restart).digest())
     return sha256(b"".join(parts)).hexdigest()
 
 

@@ -1,14 +1,14 @@
-"""``skate run``: brings an instance and an application up, shows how, stays, and ends what it started.
+"""``skate run``: brings an instance and applications up, shows how, stays, and ends what it started.
 
 Law: one thread waits, shows and decides; others only do what takes time and post what came of it. The state of the
-application is read from whole statuses, whoever caused them. Whatever the moment of the end, nothing stays behind.
+applications is read from whole statuses, whoever caused them. Whatever the moment of the end, nothing stays behind.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,44 +16,42 @@ from typing import Protocol
 import click
 
 from skate.cli.failure import said
+from skate.cli.following import Gone, Seen, follow
+from skate.cli.group import me, warn_of_others
 from skate.cli.inbox import INTERRUPTED_CODE, Inbox
-from skate.cli.screen import Screen, addresses, summary
+from skate.cli.progress import Progress, Reached
+from skate.cli.screen import Screen
+from skate.cli.words import addresses, ready_line, summary
 from skate.controlplane import instance as instances
 from skate.controlplane.instance import Instance
 from skate.core.clock import Clock
-from skate.core.errors import DeployError, NotFoundError, NotRunningError, OptionError, SkateError
-from skate.core.specs import ApplicationStatus, AppSpec, ServeStatus
+from skate.core.config import ApplyRequest
+from skate.core.errors import DeployError, NotFoundError, NotRunningError, OptionError
+from skate.core.specs import AppSpec, ServeStatus
 from skate.dataplane import caller as callers
-from skate.engine.runtime_dir import running_pid
 
 WORKER_END_S = 10.0  # for a thread that was starting something when the end came
 UNSTARTED_GRACE_S = 1.0  # what has never been ready has no request to finish
-FOLLOW_AGAIN_S = 0.2  # after the controller was lost
-FOLLOW_TRIES_MAX = 50
 
 Start = Callable[[], tuple[Instance, bool]]
+Wanted = AppSpec | ApplyRequest  # built here, or to be built by the instance
 
 
 @dataclass(frozen=True)
 class Started:
-    """The instance runs. ``new``: it was started here."""
+    """The instance runs. ``new``: it was started here. ``status``: before anything was deployed."""
 
     instance: Instance
     new: bool
+    status: ServeStatus
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """The controller has taken up the application; ``at`` is the deployment's wall time, which tells it from others."""
+    """The controller has taken up the applications; ``revisions`` tell them from what had their names before."""
 
-    at: float
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The instance as it is."""
-
-    status: ServeStatus
+    names: tuple[str, ...]
+    revisions: dict[str, int | None]  # None of what the instance must build first
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,6 @@ class Failed:
     """A thread could not do what it was asked to."""
 
     error: BaseException
-
-
-@dataclass(frozen=True)
-class Gone:
-    """The instance has ended, and not by us."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +72,12 @@ Event = Started | Deployed | Seen | Failed | Gone | Changed
 
 
 class Source(Protocol):
-    """Where the application comes from, again and again."""
+    """Where the applications come from, again and again."""
 
-    def load(self) -> AppSpec:
-        """The application as it is now. Raises what is wrong with the user's code."""
+    target: str  # as the user named it
+
+    def load(self) -> Wanted:
+        """The applications as they are now. Raises what is wrong with the user's file or code."""
 
     def watch(self, on_change: Callable[[tuple[str, ...]], None]) -> None:
         """Calls back at every change of the code until ``close``; does nothing if changes do not count."""
@@ -102,29 +97,32 @@ class Foreground:
         self._clock = clock
         self._note = note
         self._inbox: Inbox[Event] = Inbox()
-        self._spec: AppSpec | None = None
+        self._by = me("run", source.target)
+        self._names: tuple[str, ...] = ()
         self._instance: Instance | None = None
         self._following: Future[None] | None = None
         self._worker: threading.Thread | None = None
         self._busy = False  # a thread is at work, until it has posted Deployed or Failed
         self._waiting: tuple[str, ...] = ()  # files that have changed meanwhile
         self._latest = ServeStatus()
-        self._sent = False  # the controller may know of our application
-        self._deployed_at: float | None = None
+        self._revisions: dict[str, int | None] = {}  # of what was deployed here, as far as they are known
+        self._ready: dict[str, int] = {}  # the revisions that ran last
+        self._sent = False  # the controller may know of our applications
+        self._progress: Progress | None = None  # of the last deployment, once the controller has it
         self._began = 0.0
-        self._reached: str | None = None  # RUNNING or DEPLOY_FAILED, once this deployment got there
-        self._ran = False
+        self._ran = False  # all were ready once
         self._over: str | None = None  # why it ends
         self._broke = False
 
     def run(self) -> int:
-        """Blocks until the end; the exit code. Raises what kept the application from its first start."""
+        """Blocks until the end; the exit code. Raises what kept an application from its first start."""
         try:
-            self._spec = self._source.load()  # nothing was started yet, so an error leaves nothing
+            wanted = self._source.load()  # nothing was started yet, so an error leaves nothing
+            self._names = names_of(wanted)
             self._began = self._clock.now()
             with self._inbox.signals(self._screen.settle):
                 try:
-                    self._serve(self._spec)
+                    self._serve(wanted)
                 finally:
                     self._screen.settle()
                     try:
@@ -139,10 +137,10 @@ class Foreground:
 
     # -- the one thread that decides ----------------------------------------------------------------
 
-    def _serve(self, spec: AppSpec) -> None:
-        self._screen.begin(spec.name, self._began)
+    def _serve(self, wanted: Wanted) -> None:
+        self._screen.begin(self._names, self._began)
         callers.io_thread()  # made here, before two threads could make one each
-        self._work(lambda: self._bring_up(spec))
+        self._work(lambda: self._bring_up(wanted))
         self._source.watch(lambda files: self._inbox.post(Changed(files), latest=True))
         while self._over is None:
             for event in self._inbox.take(self._screen.period_s):
@@ -153,15 +151,18 @@ class Foreground:
 
     def _take(self, event: Event) -> None:
         match event:
-            case Started(instance, new):
+            case Started(instance, new, status):
                 self._instance = instance
-                self._following = callers.io_thread().submit(_follow(instance, self._inbox, self._clock))
+                self._following = callers.io_thread().submit(follow(instance, self._inbox, self._clock))
                 if not new:
-                    self._screen.line(f"An instance is running already; the application joins it.{self._note}")
-            case Deployed(at):
-                self._deployed_at = at
+                    self._screen.line(f"An instance is running already; what runs here joins it.{self._note}")
+                    warn_of_others(status, self._names, self._by)
+            case Deployed(names, revisions):
+                self._names, self._revisions = names, revisions
+                self._progress = Progress(revisions)
                 self._idle()
-                self._look(self._latest)
+                if all(name in self._latest.applications for name in names):  # else it is older than the deploy
+                    self._look(self._latest)
             case Seen(status):
                 self._latest = status
                 self._screen.show(status, self._clock.now())
@@ -177,24 +178,31 @@ class Foreground:
                 self._over = "the instance has ended" if self._broke else "the instance was ended by someone else"
 
     def _look(self, status: ServeStatus) -> None:
-        assert self._spec is not None
-        app = status.applications.get(self._spec.name)
-        if app is None:
-            if self._ran:
-                self._over = f"application {self._spec.name} was deleted by someone else"
-        elif self._deployed_at is not None and self._reached is None and app.last_deployed_time_s >= self._deployed_at:
-            self._reach(status, app, self._clock.now())
+        if self._ran and not any(name in status.applications for name in self._names):
+            what = f"application {self._names[0]} was" if len(self._names) == 1 else "all applications were"
+            self._over = f"{what} deleted by someone else"
+        elif self._progress is not None and self._progress.pending:
+            for reached in self._progress.look(status):
+                self._reach(status, reached)
 
-    def _reach(self, status: ServeStatus, app: ApplicationStatus, now: float) -> None:
-        if app.status == "RUNNING":
-            again, self._reached, self._ran = self._ran, app.status, True
+    def _reach(self, status: ServeStatus, reached: Reached) -> None:
+        assert self._progress is not None
+        if reached.failure is not None or reached.app is None:
+            self._failed(DeployError(reached.failure or ""))
+            return
+        same = self._ready.get(reached.name) == reached.app.revision
+        self._ready[reached.name] = self._revisions[reached.name] = reached.app.revision
+        if not self._progress.pending:
             self._screen.settle()
-            lines = summary(status, app, now - self._began)
-            for line in lines[:1] if again else [*lines, "Ctrl-C ends it."]:
-                self._screen.line(line)
-        elif app.status == "DEPLOY_FAILED":
-            self._reached = app.status
-            self._failed(DeployError(f"application {app.name!r} did not start. {app.message}"))
+        if same:
+            self._screen.line(f"Application {reached.name} goes on as it is: nothing that it uses is different.")
+        else:
+            self._screen.line(ready_line(status, reached.app, self._clock.now() - self._began))
+        if self._progress.pending or self._progress.failed:
+            return
+        again, self._ran = self._ran, True
+        for line in () if again else [*summary(status, self._names), "Ctrl-C ends it."]:
+            self._screen.line(line)
 
     def _failed(self, error: BaseException) -> None:
         if not self._ran:
@@ -222,28 +230,29 @@ class Foreground:
         self._worker = threading.Thread(target=work, name="skate-run", daemon=True)
         self._worker.start()
 
-    def _bring_up(self, spec: AppSpec) -> None:
+    def _bring_up(self, wanted: Wanted) -> None:
         instance, new = self._start()
         instance.run(instance.client())  # one connection for whoever asks from now on
-        self._inbox.post(Started(instance, new))
-        self._deploy(instance, spec)
+        self._inbox.post(Started(instance, new, ServeStatus() if new else instance.status()))
+        self._deploy(instance, wanted)
 
-    def _deploy(self, instance: Instance, spec: AppSpec) -> None:
+    def _deploy(self, instance: Instance, wanted: Wanted) -> None:
         self._sent = True
         try:
-            self._inbox.post(Deployed(instance.run(_deploy(instance, spec))))
-        except OptionError:  # refused; what has this name is not ours
+            revisions = instance.run(_deploy(instance, wanted, self._by, self._revisions))
+        except OptionError:  # refused; what has these names is not ours
             self._sent = self._ran
             raise
+        self._inbox.post(Deployed(names_of(wanted), revisions))
 
     def _reload(self, files: tuple[str, ...]) -> None:
         instance = self._instance
         if instance is None or self._busy:
-            self._waiting = files
+            self._waiting = tuple(dict.fromkeys((*self._waiting, *files)))
             return
         named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         self._screen.line(f"{named} changed, loading again")
-        self._began, self._deployed_at, self._reached = self._clock.now(), None, None
+        self._began, self._progress = self._clock.now(), None
         self._work(lambda: self._deploy(instance, self._source.load()))
 
     # -- the end ------------------------------------------------------------------------------------
@@ -251,7 +260,7 @@ class Foreground:
     def _end(self) -> None:
         """Ends what was started here, however far that got."""
         self._source.close()
-        instance, spec = self._instance, self._spec
+        instance = self._instance
         if self._following is not None:
             self._following.cancel()
         if self._over not in (None, "interrupted"):
@@ -265,35 +274,35 @@ class Foreground:
                 instance.launched.close(UNSTARTED_GRACE_S)
             else:
                 instance.shutdown()
-        elif spec is not None and self._sent and self._over in (None, "interrupted"):
-            self._screen.line(f"Deleting application {spec.name}.")
-            with contextlib.suppress(NotFoundError, NotRunningError):
-                instance.delete(spec.name)
+        elif self._sent and self._over in (None, "interrupted"):
+            self._delete(instance)
         instances.forget()
 
+    def _delete(self, instance: Instance) -> None:
+        """Of an instance that goes on without us, what we brought, as long as it is still ours."""
+        for name in self._names:
+            self._screen.line(f"Deleting application {name}.")
+            with contextlib.suppress(NotFoundError, NotRunningError):
+                instance.delete(name, self._revisions.get(name))
 
-async def _deploy(instance: Instance, spec: AppSpec) -> float:
+
+def names_of(wanted: Wanted) -> tuple[str, ...]:
+    """The applications' names."""
+    return (wanted.name,) if isinstance(wanted, AppSpec) else tuple(app.name for app in wanted.config.applications)
+
+
+async def _deploy(
+    instance: Instance, wanted: Wanted, by: str, before: Mapping[str, int | None]
+) -> dict[str, int | None]:
+    """Hands it over; what was deployed ``before`` and is not named any more goes."""
     client = await instance.client()
-    await client.deploy(spec)
-    app = (await client.status()).applications.get(spec.name)
-    return app.last_deployed_time_s if app is not None else 0.0
-
-
-async def _follow(instance: Instance, inbox: Inbox[Event], clock: Clock) -> None:
-    """Posts every status, over as many controllers as it takes, until the instance is gone."""
-    tries = 0
-    while tries < FOLLOW_TRIES_MAX:
-        try:
-            async for status in (await instance.client()).watch_status():
-                tries = 0
-                inbox.post(Seen(status), latest=True)
-        except (SkateError, OSError):
-            pass
-        if running_pid(instance.runtime_dir) is None:
-            break
-        tries += 1
-        await clock.sleep(FOLLOW_AGAIN_S)
-    inbox.post(Gone())
+    if isinstance(wanted, AppSpec):
+        return {wanted.name: await client.deploy(wanted, by)}
+    ordered = await client.apply(wanted)
+    for name in before.keys() - ordered.keys():
+        with contextlib.suppress(NotFoundError):
+            await client.delete(name, revision=before[name])
+    return dict.fromkeys(ordered)
 
 
 def abort(worker: threading.Thread | None) -> None:
@@ -310,7 +319,7 @@ def start_detached(start: Start) -> tuple[Instance, bool]:
 
     def work() -> None:
         try:
-            inbox.post(Started(*start()))
+            inbox.post(Started(*start(), ServeStatus()))
         except BaseException as error:
             inbox.post(Failed(error))
 

@@ -80,9 +80,10 @@ class Applications:
         """The applications that a request with ``prune`` deletes: from a configuration, and not named any more."""
         if not request.prune:
             return []
-        named = {app.name for app in request.config.applications}
-        declared = [name for name, goal in self._state.goals.items() if goal.source is not None and not goal.deleting]
-        return [name for name in dict.fromkeys((*declared, *self._state.orders)) if name not in named]
+        named, goals = {app.name for app in request.config.applications}, self._state.goals
+        declared = [name for name, goal in goals.items() if goal.source is not None and not goal.deleting]
+        ordered = [name for name in self._state.orders if name not in goals]
+        return [name for name in (*declared, *ordered) if name not in named]
 
     def built(self, order: Order, app: AppSpec) -> None:
         """An order was built."""

@@ -19,10 +19,11 @@ from skate.controlplane.broadcast import Tasks
 from skate.controlplane.builds import Builds
 from skate.controlplane.client import DeleteRequest, DeployRequest, EventsRequest, RollbackRequest, ScaleRequest
 from skate.controlplane.decide.status import serve_status
+from skate.controlplane.records import FAILURES
 from skate.controlplane.sightings import PROXY_PREFIX
 from skate.controlplane.state import State
 from skate.core.config import ApplyRequest, BuildResult
-from skate.core.errors import NotFoundError, OptionError, SkateError, WireError
+from skate.core.errors import NotFoundError, NotRunningError, OptionError, SkateError, StoreError, WireError
 from skate.core.specs import (
     Counts,
     HealthReport,
@@ -87,6 +88,8 @@ class ControlCalls:
                 answer = at_once(exchange)
             except SkateError as error:
                 exchange.fail(error)
+            except FAILURES as error:
+                exchange.fail(StoreError(f"the state of the instance cannot be read: {error}"))
             else:
                 exchange.reply(answer)
         elif in_time is not None:
@@ -98,6 +101,9 @@ class ControlCalls:
             await method(exchange)
         except SkateError as error:
             exchange.fail(error)
+        except asyncio.CancelledError:
+            exchange.fail(NotRunningError("the controller is ending; ask again if the instance goes on"))
+            raise
         finally:
             exchange.end()
 

@@ -23,12 +23,13 @@ from skate.controlplane.client import ControllerClient
 from skate.core.clock import SystemClock
 from skate.core.environment import environment
 from skate.core.errors import AddressInUseError, DeployError, NotRunningError, OptionError
-from skate.core.specs import AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
+from skate.core.specs import AdminOptions, AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
 from skate.dataplane import caller as callers
 from skate.dataplane.proxy.address import bind
 from skate.dataplane.transport.peers import Peer, connect
 from skate.engine.base import AlreadyRunningError, Life, resolve
-from skate.engine.process import Launched, launch
+from skate.engine.output import log_path
+from skate.engine.process import SUPERVISOR, Launched, launch
 from skate.engine.runtime_dir import running_pid
 
 logger = logging.getLogger("skate")
@@ -41,6 +42,7 @@ WATCHES_MAX = 100
 WATCH_AGAIN_S = 0.05
 STOP_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 5.0  # for the controller to hear that it shall end
+CONTROLLER = "controller"  # the id of its process
 CONTROLLER_ENTRY = "skate.controlplane.controller:run"
 MODULES = (  # imported once by the supervisor, before everything else is forked from it
     "skate.controlplane.controller",
@@ -48,6 +50,7 @@ MODULES = (  # imported once by the supervisor, before everything else is forked
     "skate.dataplane.proxy.server",
     "uvloop",
 )
+ADMIN_MODULE = "skate.admin.server"  # likewise, where there is a REST API
 POLL_S = 0.005
 LOG_SHOWN_MAX = 4000  # characters of a log in a message
 
@@ -113,18 +116,22 @@ class Instance:
 
     # -- applications ---------------------------------------------------------------------------
 
-    def deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None = None) -> None:
-        """Deploys an application and waits until it runs. Raises DeployError when it does not become ready."""
-        self.run(self._deploy(spec, on_status))
+    def deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None = None, by: str = "") -> int:
+        """Deploys an application, waits until it runs and returns its revision. ``by``: who asks, in words.
+
+        Raises DeployError when it does not become ready.
+        """
+        revision = self.run(self._deploy(spec, on_status, by))
         caller = callers.start(self.address)
         self.run(_settled(caller, f"{spec.name}/{spec.ingress}"), START_TIMEOUT_S)
+        return revision
 
-    async def _deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None) -> None:
-        await (await self.client()).deploy(spec)
+    async def _deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None, by: str) -> int:
+        revision = await (await self.client()).deploy(spec, by)
         for _ in range(WATCHES_MAX):
             try:
                 await self._watch_start(spec, on_status)
-                return
+                return revision
             except NotRunningError:
                 if _gone(self):
                     raise
@@ -144,12 +151,12 @@ class Instance:
                 raise DeployError(f"application {spec.name!r} did not start. {app.message}")
         raise NotRunningError("the instance ended while the application was starting")
 
-    def delete(self, name: str) -> None:
-        """Deletes an application and waits until its replicas are gone."""
-        self.run(self._delete(name), STOP_TIMEOUT_S)
+    def delete(self, name: str, revision: int | None = None) -> None:
+        """Deletes an application and waits until its replicas are gone. ``revision``: only if it is still that one."""
+        self.run(self._delete(name, revision), STOP_TIMEOUT_S)
 
-    async def _delete(self, name: str) -> None:
-        await (await self.client()).delete(name)
+    async def _delete(self, name: str, revision: int | None) -> None:
+        await (await self.client()).delete(name, revision=revision)
 
     def status(self) -> ServeStatus:
         """What the controller knows now."""
@@ -211,9 +218,9 @@ class Instance:
 
     # -- starting -------------------------------------------------------------------------------
 
-    def begin_inline(self, http: HttpOptions | None) -> None:
+    def begin_inline(self, http: HttpOptions | None, admin: AdminOptions | None = None) -> None:
         """Runs the controller, and through it everything else, on this process's I/O thread."""
-        config = ControllerConfig(self.runtime_dir, self.address, http)
+        config = ControllerConfig(self.runtime_dir, self.address, http, admin=admin)
         life_box: list[Life] = []
 
         async def main() -> None:
@@ -259,18 +266,20 @@ def _start(
     detached: bool,
     output: int | None,
     runtime_dir: str,
+    *,
+    admin: AdminOptions | None,
 ) -> Instance:
     if http is not None:
         check_port(http)
     address = f"unix:{os.path.join(runtime_dir, 'controller.sock')}"
-    config = ControllerConfig(runtime_dir, address, http, proxies)
+    config = ControllerConfig(runtime_dir, address, http, proxies, admin)
     controller = ProcessSpec(
-        "controller", "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
+        CONTROLLER, "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
     )
     launched = launch(
         runtime_dir,
         controller,
-        modules=MODULES,
+        modules=MODULES if admin is None else (*MODULES, ADMIN_MODULE),
         preload=preload,
         sys_path=tuple(map(os.path.abspath, sys.path)) if preload else (),
         detached=detached,
@@ -323,9 +332,11 @@ def start(
     preload: tuple[str, ...] = (),
     detached: bool = False,
     output: int | None = None,
+    admin: AdminOptions | None = None,
 ) -> tuple[Instance, bool]:
     """The running instance, or a new one. The flag says whether it is new.
 
+    ``admin``: where its REST API is served; None: nowhere.
     ``output``: a descriptor for what the processes of a new one print; None: where this process prints.
     Raises AddressInUseError, OptionError for an unknown engine, ContextError inside a replica's process.
     """
@@ -339,9 +350,9 @@ def start(
             _inline_count += 1
             name = f"{os.getpid()}-{_inline_count}"
             _mine = Instance(f"memory:controller-{name}", None, name)
-            _mine.begin_inline(http)
+            _mine.begin_inline(http, admin)
         elif engine == "process":
-            _mine = _launch(http, proxies, preload, detached, output)
+            _mine = _launch(http, proxies, preload, detached, output, admin=admin)
         else:
             raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
         instance = _mine
@@ -363,20 +374,29 @@ def _log_of(instance: Instance) -> str:
     """What a detached instance has printed, for a message; it goes with the instance."""
     if instance.launched is None:
         return ""
-    try:
-        with open(instance.launched.log_path, encoding="utf-8", errors="replace") as log:
-            said = log.read().strip()
-    except OSError:
-        return ""
-    return f":\n{said[-LOG_SHOWN_MAX:]}" if said else ""
+    said = []
+    for id in (CONTROLLER, SUPERVISOR):
+        try:
+            with open(log_path(instance.launched.logs, id), encoding="utf-8", errors="replace") as log:
+                said.append(log.read().strip())
+        except OSError:
+            continue
+    text = "\n".join(filter(None, said))
+    return f":\n{text[-LOG_SHOWN_MAX:]}" if text else ""
 
 
 def _launch(
-    http: HttpOptions | None, proxies: int, preload: tuple[str, ...], detached: bool, output: int | None
+    http: HttpOptions | None,
+    proxies: int,
+    preload: tuple[str, ...],
+    detached: bool,
+    output: int | None,
+    *,
+    admin: AdminOptions | None,
 ) -> Instance:
     runtime_dir = environment().runtime_dir
     try:
-        return _start(http, proxies, preload, detached, output, runtime_dir)
+        return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin)
     except AlreadyRunningError:  # another process was faster, or the last one is still ending
         until = SystemClock().now() + START_TIMEOUT_S
         while SystemClock().now() < until:
@@ -384,7 +404,7 @@ def _launch(
                 return Instance(f"unix:{os.path.join(runtime_dir, 'controller.sock')}", None, runtime_dir)
             threading.Event().wait(POLL_S)
             try:
-                return _start(http, proxies, preload, detached, output, runtime_dir)
+                return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin)
             except AlreadyRunningError:
                 continue
         raise

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from skate.controlplane.decide.publish import address_of
 from skate.controlplane.decide.survey import key_of
 from skate.controlplane.decide.values import (
+    ADMIN,
     Desired,
     Forget,
     Memory,
@@ -26,12 +27,13 @@ from skate.controlplane.decide.values import (
 from skate.controlplane.sightings import PROXY_PREFIX
 from skate.core.config import BuildRequest
 from skate.core.errors import AddressInUseError
-from skate.core.specs import ControllerConfig, HttpOptions, ProcessSpec, ProxyConfig, ReplicaConfig
+from skate.core.specs import AdminConfig, ControllerConfig, HttpOptions, ProcessSpec, ProxyConfig, ReplicaConfig
 from skate.dataplane.proxy.address import reserve
 from skate.engine.base import Action, ForgetProcess, StartProcess, StopProcess
 
 REPLICA_ENTRY = "skate.dataplane.replica.worker:run"
 PROXY_ENTRY = "skate.dataplane.proxy.server:run"
+ADMIN_ENTRY = "skate.admin.server:run"
 BUILDER_ENTRY = "skate.controlplane.builder:run"
 LOADING_S = 0.5  # for a replica that never had a request; in a slow constructor it does not even hear the stop
 CLOSING_S = 4.0  # beyond its grace, for a replica to fail what is unfinished and run its destructor; below OVERDUE_S
@@ -61,7 +63,7 @@ class Processes:
             case StartReplica():
                 return StartProcess(self._replica(action, desired))
             case StartProxy():
-                return StartProcess(self._proxy(action, memory))
+                return StartProcess(self._admin(memory) if action.id == ADMIN else self._proxy(action, memory))
             case StopReplica():
                 return StopProcess(action.id, _grace_s(action, observed))
             case StopProxy():
@@ -84,6 +86,7 @@ class Processes:
             controller=self._config.address,
             sys_path=wanted.goal.spec.sys_path,
             cwd=wanted.goal.spec.cwd,
+            sources=wanted.goal.spec.sources,
         )
         return ProcessSpec(action.id, "replica", f"skate: replica {action.id}", REPLICA_ENTRY, _encode(config))
 
@@ -95,14 +98,21 @@ class Processes:
         name = PROXY_PREFIX + action.id
         return ProcessSpec(name, "proxy", f"skate: {name}", PROXY_ENTRY, _encode(proxy))
 
+    def _admin(self, memory: Memory) -> ProcessSpec:
+        config, before = self._config, memory.proxies.get(ADMIN)
+        assert config.admin is not None
+        port = config.admin.port or (_port_of(before.address) if before is not None else 0)
+        told = AdminConfig(ADMIN, config.address, replace(config.admin, port=port), config.http)
+        return ProcessSpec(PROXY_PREFIX + ADMIN, "admin", "skate: admin", ADMIN_ENTRY, _encode(told))
+
     def _port(self, slot: str, http: HttpOptions, memory: Memory) -> int:
         """Where a proxy shall listen. For port 0 where it, or one that shares its port, did before: clients know it."""
         if http.port:
             return http.port
         shared = self._config.proxies > 1
         for id, before in memory.proxies.items():
-            if before.address and (shared or id == slot):
-                return int(before.address.rpartition(":")[2])
+            if before.address and (id == slot or (shared and id != ADMIN)):
+                return _port_of(before.address)
         if not shared:
             return 0
         if self._reserved is None:
@@ -111,6 +121,10 @@ class Processes:
             except AddressInUseError:
                 return 0  # the proxies will say what is wrong with the address
         return int(self._reserved.getsockname()[1])
+
+
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2]) if address else 0
 
 
 def _grace_s(action: StopReplica, observed: Observed) -> float:

@@ -96,7 +96,7 @@ class Sightings:
             if before != process:
                 record.process, record.not_started = process, ""
                 self._changed(process.id)
-        elif process.role == "proxy":
+        elif process.role in ("proxy", "admin"):
             slot = process.id.removeprefix(PROXY_PREFIX)
             known = self._proxies.get(slot)
             if known is not None and known.pid == process.pid and not known.alive:

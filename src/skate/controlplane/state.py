@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from skate.controlplane.broadcast import Signal
 from skate.controlplane.decide.ledger import Accounts
-from skate.controlplane.decide.values import Desired, Goal, Order
+from skate.controlplane.decide.values import ADMIN, Desired, Goal, Order
 from skate.controlplane.publications import Publications
 from skate.controlplane.records import Records
 from skate.controlplane.sightings import Sightings
@@ -116,5 +116,7 @@ class State:
         self.statuses.bump()
 
     def _desired(self) -> Desired:
-        slots = self.config.proxies if self.config.http is not None else 0
-        return Desired(dict(self.goals), tuple(str(slot) for slot in range(slots)), self.capacity)
+        slots = [str(slot) for slot in range(self.config.proxies)] if self.config.http is not None else []
+        if self.config.admin is not None:
+            slots.append(ADMIN)
+        return Desired(dict(self.goals), tuple(slots), self.capacity)

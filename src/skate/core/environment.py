@@ -1,6 +1,6 @@
 """The one door to the environment. Law: no other module of Skate reads or writes ``os.environ``.
 
-Four variables count; they are read once, checked, and are a frozen value from then on. Whatever else may be
+Five variables count; they are read once, checked, and are a frozen value from then on. Whatever else may be
 set is an option (``core/options.py``), so that two runs with the same arguments do the same.
 """
 
@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from skate.core.errors import OptionError
@@ -18,6 +18,7 @@ from skate.core.errors import OptionError
 DEFAULT_INSTANCE: Final = "default"
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 INSTANCE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
+ADMIN_TOKEN: Final = "SKATE_ADMIN_TOKEN"
 RUNTIME_DIR_MAX: Final = 80  # bytes; a Unix socket path ends at 103 (macOS) or 107 (Linux), its name needs the rest
 
 
@@ -28,6 +29,7 @@ class Environment:
     runtime_base: str
     instance: str = DEFAULT_INSTANCE
     log_level: str = "INFO"
+    admin_token: str | None = field(default=None, repr=False)
 
     @property
     def runtime_dir(self) -> str:
@@ -49,7 +51,7 @@ def read(variables: Mapping[str, str], uid: int) -> Environment:
     level = (variables.get("SKATE_LOG_LEVEL") or "INFO").upper()
     if level not in LOG_LEVELS:
         raise OptionError(f"SKATE_LOG_LEVEL={level!r} is no log level: use one of {', '.join(LOG_LEVELS)}")
-    found = Environment(_runtime_base(variables, uid), instance, level)
+    found = Environment(_runtime_base(variables, uid), instance, level, variables.get(ADMIN_TOKEN) or None)
     if len(os.fsencode(found.runtime_dir)) > RUNTIME_DIR_MAX:
         raise OptionError(
             f"the runtime folder {found.runtime_dir!r} is longer than {RUNTIME_DIR_MAX} bytes, its sockets would not "
@@ -88,3 +90,8 @@ def export(variables: Mapping[str, str]) -> None:
 def export_default(name: str, value: str) -> None:
     """Sets a variable of this process unless it is set."""
     os.environ.setdefault(name, value)
+
+
+def handed_on() -> dict[str, str]:
+    """The variables of this process for an instance that it starts: all but the token."""
+    return {name: value for name, value in os.environ.items() if name != ADMIN_TOKEN}

@@ -42,6 +42,7 @@ from skate.core.errors import OptionError
 from skate.core.ids import name_problem
 
 __all__ = [
+    "ADMIN_OPTIONS",
     "HTTP_OPTIONS",
     "AutoscalingConfig",
     "BackpressureConfig",
@@ -517,6 +518,11 @@ HTTP_OPTIONS: dict[str, Option] = {  # defaults stand in core.specs.HttpOptions
     "keep_alive_timeout_s": Option(number(0, above=True), "Idle connections are closed after this.", "s"),
     "max_body_bytes": Option(whole(1), "Larger request bodies are refused with 413.", "bytes"),
     "show_traceback": Option(TRUTH, "Put the traceback of user errors into the body of a 500."),
+}
+ADMIN_OPTIONS: dict[str, Option] = {  # of the REST API; read by core.admin_options, defaults stand in AdminOptions
+    "host": Option(text(empty=False), "Address of the REST API; any but the loopback needs a token."),
+    "port": Option(whole(0, 65535), "Its port; 0 takes a free one."),
+    "token_file": Option(text(none=True), "File with the token that its requests must bear; else SKATE_ADMIN_TOKEN."),
 }
 _HTTP_INSTEAD = {
     "location": "on one machine there is one proxy; leave it out",

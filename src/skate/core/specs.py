@@ -50,8 +50,18 @@ class DeploymentSpec(msgspec.Struct, frozen=True):
         return f"{self.app}/{self.name}"
 
 
+class Source(msgspec.Struct, frozen=True):
+    """The text of a module when it was deployed, compressed (zlib), and where it lay."""
+
+    path: str
+    text: bytes
+
+
 class AppSpec(msgspec.Struct, frozen=True):
-    """One application, as wanted. ``route_prefix`` None: not reachable by HTTP."""
+    """One application, as wanted. ``route_prefix`` None: not reachable by HTTP.
+
+    ``sources``: the user's own modules that it is made of, by name; empty where they are too many to be kept.
+    """
 
     name: str
     route_prefix: str | None
@@ -59,6 +69,7 @@ class AppSpec(msgspec.Struct, frozen=True):
     deployments: tuple[DeploymentSpec, ...]
     sys_path: tuple[str, ...] = ()  # put in front of the replica's sys.path
     cwd: str | None = None
+    sources: dict[str, Source] = {}
 
 
 class HttpOptions(msgspec.Struct, frozen=True):
@@ -71,6 +82,14 @@ class HttpOptions(msgspec.Struct, frozen=True):
     keep_alive_timeout_s: float = 90.0
     max_body_bytes: int = 100 * 1024 * 1024
     show_traceback: bool = False  # put the traceback of user errors into 500 bodies
+
+
+class AdminOptions(msgspec.Struct, frozen=True):
+    """Where the REST API is served, and the token that each of its requests must bear (None: none, loopback only)."""
+
+    host: str = "127.0.0.1"
+    port: int = 8265
+    token: str | None = None
 
 
 # -- processes ----------------------------------------------------------------------------------
@@ -99,6 +118,7 @@ class ReplicaConfig(msgspec.Struct, frozen=True):
     controller: str  # address of the controller
     sys_path: tuple[str, ...] = ()
     cwd: str | None = None
+    sources: dict[str, Source] = {}
 
 
 class ProxyConfig(msgspec.Struct, frozen=True):
@@ -110,6 +130,15 @@ class ProxyConfig(msgspec.Struct, frozen=True):
     share_port: bool = False  # other proxies listen on the same port (SO_REUSEPORT)
 
 
+class AdminConfig(msgspec.Struct, frozen=True):
+    """What the REST server is started with (``ProcessSpec.config`` of role admin). ``http``: shown to who asks."""
+
+    id: str
+    controller: str
+    admin: AdminOptions
+    http: HttpOptions | None = None
+
+
 class ControllerConfig(msgspec.Struct, frozen=True):
     """What the controller is started with (``ProcessSpec.config`` of role controller)."""
 
@@ -117,6 +146,7 @@ class ControllerConfig(msgspec.Struct, frozen=True):
     address: str
     http: HttpOptions | None  # None: no HTTP at all
     proxies: int = 1
+    admin: AdminOptions | None = None  # None: no REST API
 
 
 ReplicaPhase = Literal["starting", "importing", "loading", "ready", "draining", "failed"]
@@ -165,7 +195,7 @@ class LoopReport(msgspec.Struct, frozen=True):
 
 
 class ProxyReport(msgspec.Struct, frozen=True):
-    """What a proxy tells the controller: is it listening, or why not."""
+    """What a proxy, or the REST server, tells the controller: is it listening, or why not."""
 
     id: str
     phase: Literal["starting", "ready", "failed"]
@@ -378,6 +408,7 @@ class ServeStatus(msgspec.Struct, frozen=True):
     calls: LedgerReport = LedgerReport()  # of all deployments
     calls_by_deployment: Counts = {}  # of those that ever had one, by "<app>/<deployment>"
     target_capacity: float | None = None
+    admin: ProxyStatus | None = None  # of the REST server; None: there is none
 
 
 # -- what is kept of what happened ---------------------------------------------------------------

@@ -11,8 +11,6 @@ import asyncio
 import atexit
 import faulthandler
 import gc
-import io
-import logging
 import os
 import signal
 import sys
@@ -26,9 +24,8 @@ import uvloop
 from setproctitle import setproctitle
 
 from skate.core.clock import SystemClock
-from skate.core.environment import environment
 from skate.core.specs import ProcessSpec
-from skate.engine import lifeline
+from skate.engine import lifeline, output, speech
 from skate.engine.base import Life, exit_code_of, print_failure, resolve
 
 ORPHAN_GRACE_S = 0.3  # for an orderly end after the lifeline was cut
@@ -42,6 +39,8 @@ class Birth:
 
     engine_address: str
     lifelines: tuple[int, ...]
+    logs: str  # the folder for what it prints
+    shown: bool  # whether that is also seen where the supervisor prints
     close_inherited: Callable[[], None]  # shuts what belongs to the supervisor alone
 
 
@@ -50,8 +49,8 @@ def live(spec: ProcessSpec, birth: Birth) -> NoReturn:
     orphaned = threading.Event()
     code = 1
     try:
-        _settle(spec, birth)
-        code = _run(spec, birth, orphaned)
+        log = _settle(spec, birth)
+        code = _run(spec, birth, log, orphaned)
     except SystemExit as stop:
         code = exit_code_of(stop)
     except BaseException as error:
@@ -66,8 +65,9 @@ def live(spec: ProcessSpec, birth: Birth) -> NoReturn:
         os._exit(code)
 
 
-def _settle(spec: ProcessSpec, birth: Birth) -> None:
-    """From a copy of the supervisor to a process of its own. Its signals stay blocked until its loop hears them."""
+def _settle(spec: ProcessSpec, birth: Birth) -> output.Log | None:
+    """From a copy of the supervisor to a process of its own; its log. Its signals stay blocked until its loop hears
+    them."""
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -76,22 +76,12 @@ def _settle(spec: ProcessSpec, birth: Birth) -> None:
     birth.close_inherited()
     setproctitle(spec.title)
     gc.enable()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what user code prints is seen at once, and not lost with it
-            stream.reconfigure(line_buffering=True)
-    faulthandler.enable()
-    _log(spec.title)
+    log = output.attach(birth.logs, spec.id, birth.shown)
+    if log is None:
+        faulthandler.enable()
+    speech.begin(spec.title, replica=spec.role == "replica")
     _reseed()
-
-
-def _log(title: str) -> None:
-    """What Skate's own loggers say goes to stderr, with time and speaker; the user's logging is left alone."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s [{title}] %(message)s"))
-    logger = logging.getLogger("skate")
-    logger.handlers[:] = [handler]
-    logger.setLevel(environment().log_level)
-    logger.propagate = False
+    return log
 
 
 def _ignore(signum: int, frame: object) -> None:
@@ -105,7 +95,7 @@ def _reseed() -> None:
         numpy.random.seed()
 
 
-def _run(spec: ProcessSpec, birth: Birth, orphaned: threading.Event) -> int:
+def _run(spec: ProcessSpec, birth: Birth, log: output.Log | None, orphaned: threading.Event) -> int:
     entry = resolve(spec.entry)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -125,6 +115,12 @@ def _run(spec: ProcessSpec, birth: Birth, orphaned: threading.Event) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)  # only a running loop of uvloop hears signals
         await entry(spec.config, life)
 
+    def look_at_log(log: output.Log) -> None:
+        log.keep_bounded()
+        loop.call_later(output.LOOK_AGAIN_S, look_at_log, log)
+
+    if log is not None:
+        look_at_log(log)
     try:
         loop.run_until_complete(hear_and_run())
         return 0

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from skate.core.clock import Clock
+from skate.core.environment import handed_on
 from skate.core.errors import WireError
 from skate.core.specs import ProcessSpec
 from skate.engine import runtime_dir as directories
@@ -35,9 +36,11 @@ from skate.engine.messages import (
     frame,
     read_told,
 )
+from skate.engine.output import log_path
 
 ANSWER_LIMIT_S = 30.0  # the supervisor answers within milliseconds, unless it still imports what the user preloads
 PENDING_MAX = 1024
+SUPERVISOR = "supervisor"  # its log is named so
 SECOND_ASKING_S = 3.0  # after it the supervisor has killed its children, waited, and must be gone
 
 _PROGRAM = (
@@ -71,9 +74,9 @@ class Launched:
         return f"unix:{os.path.join(self.runtime_dir, directories.ENGINE_SOCKET)}"
 
     @property
-    def log_path(self) -> str:
-        """Where a detached instance writes what it prints."""
-        return _log_path(self.runtime_dir)
+    def logs(self) -> str:
+        """The folder of what its processes print."""
+        return os.path.join(self.runtime_dir, directories.LOGS)
 
     @property
     def exit_code(self) -> int | None:
@@ -164,21 +167,24 @@ def _spawn(config: SupervisorConfig, output: int | None) -> _Spawned:
             file.write(msgspec.msgpack.encode(config))
             file.seek(0)
             return _Spawned(
-                command, stdin=file, stdout=output, stderr=output, pass_fds=inherited, start_new_session=True
+                command,
+                stdin=file,
+                stdout=output,
+                stderr=output,
+                env=handed_on(),
+                pass_fds=inherited,
+                start_new_session=True,
             )
     finally:
         if log is not None:
             os.close(log)
 
 
-def _log_path(runtime_dir: str) -> str:
-    return os.path.join(runtime_dir, directories.LOGS, "instance.log")
-
-
 def _open_log(runtime_dir: str) -> int:
-    path = _log_path(runtime_dir)
-    os.mkdir(os.path.dirname(path), 0o700)
-    return os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    """For what a detached supervisor itself has to say."""
+    logs = os.path.join(runtime_dir, directories.LOGS)
+    os.mkdir(logs, 0o700)
+    return os.open(log_path(logs, SUPERVISOR), os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 # -- the controller -----------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from skate.engine.door import Door
 from skate.engine.family import Family
 from skate.engine.lifeline import Lifeline
 from skate.engine.messages import Answer, Ask, Ended, SupervisorConfig
+from skate.engine.output import Shelf
 
 ORPHANED_GRACE_S = 0.5  # the owner is gone, nobody waits for an answer any more
 UNKILLABLE_S = 2.0  # after SIGKILL; a process that hangs in the kernel is left to it
@@ -69,7 +70,9 @@ class Supervisor:
             self._selector.register(config.lifeline_fd, selectors.EVENT_READ, self._on_owner_gone)
         address = os.path.join(config.runtime_dir, runtime_dir.ENGINE_SOCKET)
         self._door = Door(address, self._selector, self._answer)
-        birth = Birth(f"unix:{address}", tuple(lifelines), self._close_in_child)
+        logs = os.path.join(config.runtime_dir, runtime_dir.LOGS)
+        self._shelf = Shelf(logs)
+        birth = Birth(f"unix:{address}", tuple(lifelines), logs, config.lifeline_fd is not None, self._close_in_child)
         self._family = Family(birth, clock)
         runtime_dir.write_pid(config.runtime_dir)
 
@@ -184,6 +187,10 @@ class Supervisor:
         except BlockingIOError:
             return
         for ended in self._family.reap():
+            if self._config.lifeline_fd is not None and (crash := self._shelf.crash(ended.id, ended.exit_code)):
+                _say(f"{ended.title} crashed, and has written into its log:\n{crash}")
+            if ended.role in ("replica", "builder"):  # others come back under the same name
+                self._shelf.ended(ended.id)
             if ended.id == self._config.controller.id:
                 self._controller_ended(ended.exit_code or 0)
             else:

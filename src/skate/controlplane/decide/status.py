@@ -13,6 +13,7 @@ from skate.controlplane.decide.reconcile import gave_up, is_failing, is_settled
 from skate.controlplane.decide.rollout import Standing
 from skate.controlplane.decide.survey import is_ready
 from skate.controlplane.decide.values import (
+    ADMIN,
     DeploymentMemory,
     Desired,
     Goal,
@@ -61,15 +62,18 @@ def serve_status(
     for name, order in orders.items():
         if name not in applications:
             applications[name] = unbuilt_status(order, memory.ending)
+    proxies = {
+        id: proxy_status(id, observed.proxies.get(id), slot, memory.ending) for id, slot in memory.proxies.items()
+    }
+    admin = proxies.pop(ADMIN, None)
     return ServeStatus(
         controller_pid=pid,
-        proxies={
-            id: proxy_status(id, observed.proxies.get(id), slot, memory.ending) for id, slot in memory.proxies.items()
-        },
+        proxies=proxies,
         applications=applications,
         calls=total(calls.values()),
         calls_by_deployment=calls,
         target_capacity=desired.capacity,
+        admin=admin,
     )
 
 

@@ -61,7 +61,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Desired:
-    """Everything that is wanted: the applications, and a proxy in each slot. ``capacity``: percent of all replicas."""
+    """Everything that is wanted: the applications, and a proxy in each slot (in ``ADMIN`` the REST server).
+
+    ``capacity``: percent of all replicas.
+    """
 
     apps: dict[str, Goal] = field(default_factory=dict)
     proxies: tuple[str, ...] = ()
@@ -255,6 +258,7 @@ class Happening(msgspec.Struct, frozen=True):
     details: dict[str, Any] = {}
 
 
+ADMIN = "admin"  # the slot of the REST server, which is kept as a proxy is
 PROXIES = ""  # the key under which the proxies' timer stands
 
 

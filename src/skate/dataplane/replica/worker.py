@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from skate.authoring.code import load, loads
+from skate.authoring.sources import install
 from skate.core import context
 from skate.core.context import ReplicaContext
 from skate.core.environment import export, export_default
@@ -86,6 +87,7 @@ class Worker:
         try:
             await self.tell("importing")
             apply_environment(self.config)
+            install(self.config.sources)
             code = load(self.spec.code)
             args, kwargs = loads(self.spec.init)
             stage = "its constructor"
