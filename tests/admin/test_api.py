@@ -133,8 +133,9 @@ def test_a_file_is_applied_with_prune() -> None:
 def test_mistakes_come_back_as_json_and_nothing_is_applied() -> None:
     async def test(controller: FakeController, web: httpx.AsyncClient) -> None:
         answer = await web.put(APPS, json={"applications": [{"name": "a"}]})
-        assert (answer.status_code, answer.json()["type"]) == (400, "OptionError")
-        assert "import_path" in answer.json()["message"]
+        assert (answer.status_code, answer.json()["type"]) == (400, "ConfigError")
+        assert answer.json()["mistakes"] == [answer.json()["message"]]
+        assert answer.json()["message"].startswith("the body: applications[0]: lacks import_path")
         assert controller.calls == []
         controller.errors["apply"] = OptionError("two mistakes\n  one\n  the other")
         answer = await web.put(APPS, json=FILE)

@@ -155,6 +155,7 @@ def test_what_was_said_with_nulls() -> None:
         ("${M:-}", None),
         ("${M:-7.5}", 7.5),
         ("${E:-7}", 7),
+        ("'${E:-a$b:-c$}'", "a$b:-c$"),
         ("${E}", None),
         ("${S}", "a: [b, {c: d"),
         ("$${N} $N $", "${N} $N $"),
@@ -184,7 +185,8 @@ def test_a_variable_that_is_not_there() -> None:
         "4:12: applications[0].args.key: the environment has no variable PROT; the nearest is 'PORT'"
     )
     assert "${PROT:-default}" in said
-    assert "not closed" in mistake(app("args:\n  key: '${a b}'"))
+    for written in ("${a b}", "${A", "${A:-${B}}", "${}", "${1}"):
+        assert "not closed" in mistakes(app(f"args:\n  key: '{written}'"), {"B": "x"})[0]
 
 
 def test_a_variable_with_a_wrong_value() -> None:
@@ -303,6 +305,11 @@ def test_of_very_many_mistakes_the_first_are_shown() -> None:
     found = mistakes(app("".join(f"wrong{number}: 1\n" for number in range(50))))
     assert len(found) == document.MISTAKES_MAX + 1
     assert found[-1] == "f.yaml: and 30 more mistakes."
+
+
+def test_a_file_of_mistakes_is_not_read_to_its_end() -> None:
+    many = mistakes(app("".join(f"wrong{number}: ${{NIX}}\n" for number in range(20_000))))
+    assert many[-1] == f"f.yaml: and at least {document.LOOKED_FOR_MAX - document.MISTAKES_MAX} more mistakes."
 
 
 def test_two_applications_of_one_name_or_prefix() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from skate.authoring import code
+from skate.authoring import code as travel
+from skate.authoring.deployment import Application
 from skate.authoring.overrides import build_app, overridden
 from skate.core.config import AppConfig
 from skate.core.errors import ImportPathError, OptionError
@@ -74,6 +75,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def config(**more: Any) -> AppConfig:
     return AppConfig(**{"name": "one", "import_path": "overridden_app:app", **more})
+
+
+def code() -> Application[Any]:
+    """The application that was imported."""
+    found: Application[Any] = sys.modules["overridden_app"].app
+    return found
 
 
 def built(folder: Path, **more: Any) -> dict[str, DeploymentSpec]:
@@ -154,8 +161,8 @@ def test_logging_is_that_of_the_deployment_the_application_or_the_file(folder: P
     bare = build_app(config(), (str(folder),))
     own = config(logging_config={"log_level": "ERROR"}, deployments={"Inner": {"logging_config": {"log_level": 10}}})
     for logged, inner, outer in (
-        (overridden(bare, own, {"log_level": "DEBUG"}), 10, "ERROR"),
-        (overridden(bare, config(), {"log_level": "DEBUG"}), "DEBUG", "DEBUG"),
+        (overridden(code(), bare, own, {"log_level": "DEBUG"}), 10, "ERROR"),
+        (overridden(code(), bare, config(), {"log_level": "DEBUG"}), "DEBUG", "DEBUG"),
         (bare, None, None),
     ):
         assert (level(logged, "Inner"), level(logged, "Outer")) == (inner, outer)
@@ -191,7 +198,7 @@ def test_a_process_of_others_stays_as_it_is(folder: Path) -> None:
 )
 def test_arguments_keep_their_types(folder: Path, builder: str, args: dict[str, Any], parts: tuple[Any, ...]) -> None:
     found = built(folder, import_path=f"overridden_app:{builder}", args=args)["Outer"]
-    got, _ = code.loads(found.init)
+    got, _ = travel.loads(found.init)
     assert got == parts and list(map(type, got)) == list(map(type, parts))
 
 
@@ -228,6 +235,6 @@ def test_a_module_or_folder_that_is_not_there(folder: Path) -> None:
 
 def test_overrides_alone_touch_nothing_else(folder: Path) -> None:
     spec = build_app(config(), (str(folder),))
-    assert overridden(spec, config()) == spec
-    changed = overridden(spec, config(deployments={"Inner": {"num_replicas": 9}}))
+    assert overridden(code(), spec, config()) == spec
+    changed = overridden(code(), spec, config(deployments={"Inner": {"num_replicas": 9}}))
     assert replace(changed, deployments=()) == replace(spec, deployments=())

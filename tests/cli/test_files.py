@@ -206,9 +206,9 @@ def test_what_build_writes_means_the_same_application(
         said = config_of("filed_app:app", "one", "/one")
         (app,) = read_text(written(plain(ServeConfig((said,)))), {})[0].applications
         wanted = build_app(_config("filed_app:app"), (str(folder),), settle=False)
-        assert overridden(wanted, app) == wanted
+        assert overridden(module.app, wanted, app) == wanted
         module.app = module.serve.deployment(plain_hello).bind(module.Bare.bind())  # the file alone says it all
-        alone = overridden(build_app(_config("filed_app:app"), (str(folder),), settle=False), app)
+        alone = overridden(module.app, build_app(_config("filed_app:app"), (str(folder),), settle=False), app)
         assert alone == wanted
     finally:
         module.app = before

@@ -195,6 +195,13 @@ def test_env_vars_reach_the_replica() -> None:
     assert made.env_vars == {"A": "b"}
 
 
+def test_the_default_router_may_be_spelled_out_as_ray_serve_does() -> None:
+    path = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
+    for said in (path, path.replace(":", ".")):
+        made = deployment_options({"request_router_config": {"request_router_class": said}})
+        assert made.request_router_config == declared.RequestRouterConfig()
+
+
 def test_the_later_place_wins_between_fixed_and_scaled() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

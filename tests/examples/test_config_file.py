@@ -16,7 +16,7 @@ def test_the_file_says_what_the_code_does_not() -> None:
     config, warnings = read_file(FILE, {"MODEL_REPLICAS": "3"})
     (app,) = config.applications
     assert (warnings, config.http_options, app.import_path) == ([], {"port": 8000}, "examples.digits.app:app")
-    made = overridden(build(digits.app, app.name, app.route_prefix), app)
+    made = overridden(digits.app, build(digits.app, app.name, app.route_prefix), app)
     options = {one.name: one.options for one in made.deployments}
     assert [options[name].num_replicas for name in ("SVM", "Forest", "Ingress")] == [3, 3, 1]
     assert options["Ingress"].max_ongoing_requests == 64

@@ -9,17 +9,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgspec
-
 from skate.admin.answers import Failure
-from skate.core.config import AppConfig, ServeConfig
+from skate.authoring.config import plain, read_plain
+from skate.core.config import ServeConfig
 
 REDACTED = "<redacted>"
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # of an address
 
 
 def read_file(body: Any, where: str = "the body") -> ServeConfig:
-    """The content of a file. Raises OptionError, Failure."""
+    """The content of a file. Raises ConfigError with all mistakes in it, Failure."""
     if not isinstance(body, Mapping):
         raise Failure(
             400, "MalformedBody", f"{where} must be an object with the content of a file: applications: [...]"
@@ -34,7 +33,7 @@ def read_file(body: Any, where: str = "the body") -> ServeConfig:
 
 
 def read_application(body: Any, name: str) -> ServeConfig:
-    """One application as a file has it; its name may be left out. Raises OptionError, Failure."""
+    """One application as a file has it; its name may be left out. Raises ConfigError, Failure."""
     if not isinstance(body, Mapping):
         raise Failure(400, "MalformedBody", "the body must be an object: one application, as a file has it")
     if body.get("name", name) != name:
@@ -75,31 +74,3 @@ def _redacted_paths(value: Any, path: str = "", inside: bool = False) -> Iterato
             yield from _redacted_paths(one, f"{path}[{index}]", inside)
     elif inside and isinstance(value, str) and REDACTED in value:
         yield path
-
-
-# Until authoring.config reads files: the same two functions, without its checks.
-
-
-def read_plain(mapping: Mapping[str, Any], where: str) -> ServeConfig:
-    """Raises OptionError."""
-    try:
-        apps = [
-            {**app, "deployments": {one["name"]: one for one in app.get("deployments", ())}}
-            for app in mapping.get("applications", ())
-        ]
-        return msgspec.convert({**mapping, "applications": apps}, ServeConfig)
-    except (msgspec.ValidationError, KeyError, TypeError) as error:
-        raise Failure(400, "OptionError", f"{where}: {error}") from None
-
-
-def plain(config: ServeConfig) -> dict[str, Any]:
-    """The file as plain data."""
-    built: dict[str, Any] = msgspec.to_builtins(config)
-    if config.applications:
-        built["applications"] = [_plain_app(app) for app in config.applications]
-    return built
-
-
-def _plain_app(app: AppConfig) -> dict[str, Any]:
-    deployments = [{"name": name, **options} for name, options in app.deployments.items()]
-    return {**msgspec.to_builtins(app), **({"deployments": deployments} if deployments else {})}

@@ -214,7 +214,7 @@ class _Reading:
             kind = "a list" if isinstance(value, list) else shown(value)
             self.document.wrong((), f"takes a mapping with the key applications at the top, not {kind}")
             self.document.refuse_mistakes()
-        said = {key: one for key, one in value.items() if not key.startswith("x-")}  # a place for anchors
+        said = {key: one for key, one in value.items() if not str(key).startswith("x-")}  # a place for anchors
         read = self.options((), said, FILE)
         if "applications" not in said and not self.document.mistakes:
             self.document.wrong((), "lacks applications, the list of what shall run")
@@ -255,9 +255,11 @@ class _Reading:
         """The values that are right, in normal form."""
         read: dict[str, Any] = {}
         for key, value in given.items():
-            here = (*steps, key)
+            here = (*steps, str(key))
+            if self.document.hopeless:
+                self.document.refuse_mistakes()
             if key not in declared:
-                self.document.wrong(here, f"={shown(value)}: {_unknown(here, key, declared)}", key=True)
+                self.document.wrong(here, f"={shown(value)}: {_unknown(here, str(key), declared)}", key=True)
                 continue
             option = declared[key]
             before = len(self.document.mistakes)

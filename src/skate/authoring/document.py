@@ -24,11 +24,13 @@ BYTES_MAX = 1024 * 1024  # of one file
 DEPTH_MAX = 64  # levels of nesting
 VALUES_MAX = 100_000  # of one file, with every use of an anchor counted
 MISTAKES_MAX = 20  # shown of one file
+LOOKED_FOR_MAX = 500  # mistakes, after which it is not looked for more
 
 Steps = tuple[str | int, ...]
 _TAG = "tag:yaml.org,2002:"
 _AS_TEXT = (f"{_TAG}str", f"{_TAG}timestamp", f"{_TAG}value", f"{_TAG}merge")
-_VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\}|\$\{")
+_DEFAULT = r":-[^}$]*(?:\$(?!\{)[^}$]*)*"  # ends at another variable, so that no text is looked through twice
+_VARIABLE = re.compile(rf"\$\$\{{|\$\{{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>{_DEFAULT})?\}}|\$\{{")
 
 
 def place(steps: Steps) -> str:
@@ -61,6 +63,11 @@ class Document:
         """Notes a mistake at a line and column; (0, 0): at none."""
         self.mistakes.append((spot, text.rstrip(".") + "."))
 
+    @property
+    def hopeless(self) -> bool:
+        """So many mistakes that looking for more costs more than it helps."""
+        return len(self.mistakes) >= LOOKED_FOR_MAX
+
     def give_up(self, spot: tuple[int, int], text: str) -> None:
         """Notes the one mistake that leaves nothing to be read."""
         self.value = None
@@ -86,7 +93,8 @@ class Document:
         found = list(dict.fromkeys(self._said(spot, text) for spot, text in sorted(self.mistakes, key=lambda m: m[0])))
         kept = found[:MISTAKES_MAX]
         if len(found) > len(kept):
-            kept.append(f"{self.name}: and {len(found) - len(kept)} more mistakes.")
+            more = len(found) - len(kept)
+            kept.append(f"{self.name}: and {f'at least {more}' if self.hopeless else more} more mistakes.")
         head = f"{self.name}: {len(found)} mistakes\n" if len(found) > 1 else ""
         raise ConfigError(head + "\n".join(kept), tuple(kept))
 
@@ -299,9 +307,14 @@ class _Loader(yaml.SafeLoader):
         def put(match: re.Match[str]) -> str:
             if match[0] == "$${":
                 return "${"
+            if self._document.hopeless:
+                return ""
             name = match["name"]
             if name is None:
-                said = "${ is not closed, or no name follows; write ${NAME}, ${NAME:-default}, or $${ for the text ${"
+                said = (
+                    "${ is not closed, or no name follows; write ${NAME}, ${NAME:-default} without a variable in it, "
+                )
+                said += "or $${ for the text ${"
                 self._document.wrong(steps, f"={shown(node.value)}: {said}")
                 return ""
             assert self._environment is not None

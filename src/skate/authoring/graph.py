@@ -172,19 +172,22 @@ def _spec(
         ingress=root,
         asgi=_is_asgi(node),
     )
-    return with_options(bare, options)
+    return with_options(bare, options, target)
 
 
-def with_options(spec: DeploymentSpec, options: DeploymentOptions) -> DeploymentSpec:
-    """The same code with these options, and so of the version that both make. Raises ``OptionError``."""
+def with_options(spec: DeploymentSpec, options: DeploymentOptions, target: Any) -> DeploymentSpec:
+    """The same code with these options, and so of the version that both make.
+
+    ``target``: the class or function that the code is. Raises ``OptionError``.
+    """
     _check_request_router(spec.name, options)
-    texts = sources.sources_of((spec.code.import_path or "__main__").partition(":")[0])
+    texts = sources.sources_of(code.module_of(target))
     version = _version(spec.code, texts, spec.init, msgspec.msgpack.encode(restart_options(options)))
     return msgspec.structs.replace(spec, options=options, version=version)
 
 
 def deployments(root: Application[Any]) -> dict[str, Deployment[..., Any]]:
-    """The deployments of an application by the names that ``build`` gives them."""
+    """The deployments of an application, by the names that ``build`` gives them."""
     return {name: node._deployment for node, name in _names(nodes(root)).items()}
 
 

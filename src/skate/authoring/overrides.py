@@ -15,9 +15,8 @@ from typing import Any
 
 import msgspec
 
-from skate.authoring import code
-from skate.authoring.deployment import check_user_config
-from skate.authoring.graph import build, with_options
+from skate.authoring.deployment import Application, check_user_config
+from skate.authoring.graph import build, deployments, with_options
 from skate.authoring.load import imported
 from skate.core.checks import nearest, options_of, read_option, struct
 from skate.core.config import AppConfig
@@ -53,7 +52,7 @@ def build_app(
     way_out = "name the folder that holds it as working_dir in the application's runtime_env"
     where = f"in {looked} or on Python's import path; {way_out}" if paths else f"on Python's import path; {way_out}"
     app = imported(config.import_path, config.args, where)
-    return overridden(build(app, config.name, config.route_prefix, paths, home), config, logging_config)
+    return overridden(app, build(app, config.name, config.route_prefix, paths, home), config, logging_config)
 
 
 def _stand_in(folder: str) -> None:
@@ -71,8 +70,10 @@ def _put_first(paths: tuple[str, ...]) -> None:
 # -- what the file says over what the code says -----------------------------------------------------
 
 
-def overridden(spec: AppSpec, config: AppConfig, logging_config: Mapping[str, Any] | None = None) -> AppSpec:
-    """The application with the options of its config over those of its code. Raises OptionError."""
+def overridden(
+    app: Application[Any], spec: AppSpec, config: AppConfig, logging_config: Mapping[str, Any] | None = None
+) -> AppSpec:
+    """What was built of ``app``, with the options of its config over those of its code. Raises OptionError."""
     known = [one.name for one in spec.deployments]
     for name in config.deployments:
         if name not in known:
@@ -80,11 +81,14 @@ def overridden(spec: AppSpec, config: AppConfig, logging_config: Mapping[str, An
                 f"there is no deployment {name!r} in {config.import_path}"
                 f"{nearest(name, known)}; its deployments are: {', '.join(known)}."
             )
-    changed = (_deployment(one, config, logging_config) for one in spec.deployments)
+    code = deployments(app)
+    changed = (_deployment(one, code[one.name].func_or_class, config, logging_config) for one in spec.deployments)
     return msgspec.structs.replace(spec, deployments=tuple(changed))
 
 
-def _deployment(one: DeploymentSpec, config: AppConfig, logging_config: Mapping[str, Any] | None) -> DeploymentSpec:
+def _deployment(
+    one: DeploymentSpec, target: Any, config: AppConfig, logging_config: Mapping[str, Any] | None
+) -> DeploymentSpec:
     where = f"deployment {one.name!r}"
     options = deployment_options(config.deployments.get(one.name, {}), one.options, where, stacklevel=0)
     logs = config.logging_config or logging_config
@@ -94,8 +98,8 @@ def _deployment(one: DeploymentSpec, config: AppConfig, logging_config: Mapping[
     if options == one.options:
         return one
     if options.user_config != one.options.user_config:
-        check_user_config(code.load(one.code), options, where)
-    return with_options(one, options)
+        check_user_config(target, options, where)
+    return with_options(one, options, target)
 
 
 def _runtime_env(config: AppConfig) -> RuntimeEnv:

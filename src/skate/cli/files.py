@@ -22,6 +22,7 @@ from skate.authoring.load import application
 from skate.authoring.schema import schema as made_schema
 from skate.cli.failure import error_line
 from skate.cli.fresh import Interpreter
+from skate.cli.group import verbose, warn
 from skate.cli.table import aligned
 from skate.controlplane.builder import built
 from skate.core.config import AppConfig, BuildRequest, BuildResult, ServeConfig
@@ -36,6 +37,7 @@ STDERR = 2  # what user code prints goes beside what we say
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--no-import", is_flag=True, help="Look at the file only, not at the code that it names.")
 @click.option("-d", "--app-dir", default=".", show_default=True, help="Where modules are looked for first.")
+@verbose
 def validate(file: str, no_import: bool, app_dir: str) -> None:
     """Checks a config file, and that the code it names can be deployed with it.
 
@@ -43,7 +45,7 @@ def validate(file: str, no_import: bool, app_dir: str) -> None:
     """
     config, notes = read_file(file, variables())
     for note in notes:
-        click.echo(click.style("warning:", fg="yellow", bold=True) + " " + note, err=True)
+        warn(note)
     results = [] if no_import else [_built(app, config, app_dir) for app in config.applications]
     wrong = [(app, one.error) for app, one in zip(config.applications, results, strict=False) if one.error]
     for app, error in wrong:
@@ -104,6 +106,7 @@ def answer_built(descriptor: int) -> None:
 @click.option("-o", "--output", type=click.Path(dir_okay=False, writable=True), help="Where to write it; else stdout.")
 @click.option("-d", "--app-dir", default=".", show_default=True, help="Where modules are looked for first.")
 @click.option("--name", help="Of the application, where there is one.  [default: default]")
+@verbose
 def build(import_paths: tuple[str, ...], output: str | None, app_dir: str, name: str | None) -> None:
     """Writes a config file that deploys to the same applications, with every option that their code sets.
 
@@ -151,6 +154,7 @@ def _relative(app_dir: str, output: str | None) -> str:
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(dir_okay=False, writable=True), help="Where to write it; else stdout.")
+@verbose
 def schema(output: str | None) -> None:
     """Prints the JSON Schema of config files, for editors.
 

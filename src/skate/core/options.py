@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated as A
 from typing import Any, Literal
 
@@ -181,11 +182,26 @@ class RayActorOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     ] = []
 
 
+_NAMED_ROUTER = target(none=True)
+_TWO_CHOICES = (
+    "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"  # a file of Ray Serve may spell it out
+)
+
+
+def _read_router(value: Any) -> Any:
+    is_default = isinstance(value, str) and value.replace(":", ".") == _TWO_CHOICES.replace(":", ".")
+    return None if is_default else _NAMED_ROUTER.read(value)
+
+
 class RequestRouterConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who chooses the replica of a request."""
 
     request_router_class: A[
-        str | None, Option(target(none=True), "Class with a method choose(); None: two random choices, by load.")
+        str | None,
+        Option(
+            replace(_NAMED_ROUTER, read=_read_router),
+            "Class with a method choose(); None: two random choices, by load.",
+        ),
     ] = None
     request_router_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Its keyword arguments.")] = {}
     request_routing_stats_period_s: A[
