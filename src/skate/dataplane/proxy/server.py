@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("skate.proxy")
 
 DRAIN_MAX_S = 4.0  # for requests in flight when the proxy is stopped; the controller kills it after 5
-LAST_REQUEST_S = 0.1  # for requests that are on their way on idle connections: a client that is at work sends one by then
+LAST_REQUEST_S = (
+    0.1  # for requests that are on their way on idle connections: a client that is at work sends one by then
+)
 CUT_MAX_S = 0.5  # for the errors that the remaining ones are then told
 FILES_MORE = 1000  # descriptors that a proxy needs beside its connections
 
