@@ -110,8 +110,8 @@ async def _serve(id: str, options: HttpOptions, listener: socket.socket, uplink:
 async def drain(front: Front, server: asyncio.Server, limit_s: float = DRAIN_MAX_S) -> None:
     """Takes no more connections, lets requests in flight finish, and ends at ``limit_s`` those that have not.
 
-    A connection that is idle stays open for a moment: the request that is on its way on it would be lost. Its answer, like
-    all from now on, says that the connection closes.
+    A connection that is idle stays open for a moment: a request that is on its way on it would be lost. Its answer,
+    like all from now on, says that the connection closes.
     """
     await _stop_listening(front, server)
     front.drain()
