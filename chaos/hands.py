@@ -1,0 +1,237 @@
+"""What does the deeds. Law: every deed is written down with its time before anybody can feel it, and what is wanted of
+each application is known here; processes are hit by their pid, and only those of our own instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+from chaos import apps, judge
+from chaos.apps import FLEETING, Want
+from chaos.judge import Done, Story
+from chaos.place import Place
+from chaos.schedule import FULL_S, HALT_S, Deed
+from skate import serve
+from skate.core.errors import DeployError, NotFoundError, SkateError
+
+AGAIN_S = 20.0  # for what the death of a controller interrupts: until it must have worked
+PAUSE_S = 0.05  # between tries
+CALM_S, KILLS_MAX = 60.0, 4  # so many deaths of one replica's width in that time: else starts are slowed down, rightly
+REPLICAS = (1, 5)  # to scale between
+
+
+class Failed(Exception):
+    """A deed could not be done, and that is a fault."""
+
+
+class Hands:
+    """Does one deed after the other, several at once."""
+
+    def __init__(self, place: Place, story: Story, seed_wants: dict[str, Want]) -> None:
+        self.place = place
+        self.story = story
+        self.wants = dict(seed_wants)
+        self.kills: list[tuple[float, str]] = []
+        self.locks = {name: asyncio.Lock() for name in seed_wants}
+        self.skipped: list[str] = []
+        self.strange: set[str] = set()  # errors of control calls that are none of ours
+        self.versions = 1
+        self.deeds: dict[str, Callable[[Deed], Awaitable[None]]] = {
+            "kill replica": lambda deed: self.hit_replica(deed, "kill"),
+            "term replica": lambda deed: self.hit_replica(deed, "term"),
+            "halt replica": lambda deed: self.hit_replica(deed, "halt"),
+            "kill proxy": lambda deed: self.hit_proxy(deed, "kill"),
+            "term proxy": lambda deed: self.hit_proxy(deed, "term"),
+            "halt proxy": lambda deed: self.hit_proxy(deed, "halt"),
+            "kill controller": lambda deed: self.hit_controller(deed, "kill"),
+            "halt controller": lambda deed: self.hit_controller(deed, "halt"),
+            "halt supervisor": lambda deed: self.hit_supervisor(deed, "halt"),
+            "kill replica and controller": self.kill_both,
+            "deploy the same": self.deploy_the_same,
+            "deploy another version": self.deploy_another,
+            "deploy a broken version": self.deploy_broken,
+            "reconfigure": self.reconfigure,
+            "scale": self.scale,
+            "delete and deploy again": self.delete_and_deploy,
+            "fill the disk": self.fill_disk,
+        }
+
+    async def do(self, deed: Deed) -> None:
+        """One deed, to its end."""
+        await self.deeds[deed.kind](deed)
+
+    def write(self, how: str, role: str, target: str, began: float, pid: int = 0) -> None:
+        self.story.done.append(Done(how, role, target, began, monotonic(), pid))
+
+    async def status(self) -> Any:
+        """What the controller says; asked again while it is away."""
+        return await self.again(serve.status)
+
+    async def again(self, ask: Callable[[], Any]) -> Any:
+        """The result of something that a dead controller may interrupt. Raises Failed when it never works."""
+        end = monotonic() + AGAIN_S
+        while True:
+            try:
+                return await asyncio.to_thread(ask)
+            except (DeployError, NotFoundError):
+                raise
+            except Exception as error:
+                if not isinstance(error, SkateError):  # whatever is wrong, the control calls have errors for it
+                    self.strange.add(f"{type(error).__name__}: {error}")
+                if monotonic() > end:
+                    raise Failed(f"not within {AGAIN_S:g} s: {type(error).__name__}: {error}") from error
+            await asyncio.sleep(PAUSE_S)
+
+    # -- processes ------------------------------------------------------------------------------
+
+    async def hit(self, how: str, role: str, target: str, pid: int, deed: Deed) -> None:
+        """A signal for a process, or two."""
+        began = monotonic()
+        try:
+            if how == "kill":
+                os.kill(pid, signal.SIGKILL)
+            elif how == "term":
+                os.kill(pid, signal.SIGTERM)
+            else:
+                os.kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(deed.within(HALT_S))
+                os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass  # it has ended meanwhile
+        self.write(how, role, target, began, pid)
+
+    async def hit_replica(self, deed: Deed, how: str) -> None:
+        ready = judge.said_ready(await self.status())
+        spared = self.exhausted() if how == "kill" else set()
+        candidates = [id for id in ready if id.partition("#")[0] not in spared]
+        if not candidates:
+            self.skipped.append(deed.kind)
+            return
+        id = deed.one_of(candidates)
+        if how == "kill":
+            self.kills.append((monotonic(), id.partition("#")[0]))
+        await self.hit(how, "replica", id, ready[id], deed)
+
+    def exhausted(self) -> set[str]:
+        """Deployments that lost so many replicas lately that their starts would be slowed down."""
+        recent = [key for at, key in self.kills if at > monotonic() - CALM_S]
+        return {key for key in recent if recent.count(key) >= KILLS_MAX * self.wants[key.partition("/")[0]].replicas}
+
+    async def hit_proxy(self, deed: Deed, how: str) -> None:
+        proxies = {id: one.pid for id, one in (await self.status()).proxies.items() if one.status == "HEALTHY"}
+        if len(proxies) < 2:
+            self.skipped.append(deed.kind)  # the others serve meanwhile
+            return
+        id = deed.one_of(list(proxies))
+        await self.hit(how, "proxy", id, proxies[id], deed)
+
+    async def hit_controller(self, deed: Deed, how: str) -> None:
+        await self.hit(how, "controller", "controller", (await self.status()).controller_pid, deed)
+
+    async def hit_supervisor(self, deed: Deed, how: str) -> None:
+        pid = os.getsid((await self.status()).controller_pid)  # it leads the session
+        await self.hit(how, "supervisor", "supervisor", pid, deed)
+
+    async def kill_both(self, deed: Deed) -> None:
+        controller = (await self.status()).controller_pid
+        await asyncio.gather(
+            self.hit_replica(deed, "kill"), self.hit("kill", "controller", "controller", controller, deed)
+        )
+
+    # -- applications ---------------------------------------------------------------------------
+
+    def chosen(self, deed: Deed) -> str:
+        """An application that is never deleted."""
+        return deed.one_of([name for name in self.wants if name != FLEETING])
+
+    def next_version(self) -> int:
+        self.versions += 1
+        return self.versions
+
+    async def deploy(self, name: str, want: Want) -> None:
+        """Until it runs, or DeployError."""
+        began = monotonic()
+        self.wants[name] = want
+        self.write("deploy", name, f"{want.version}", began)
+        app = apps.app_of(name, want)
+        await self.again(lambda: serve.run(app, name=name, route_prefix=f"/{name}"))
+        self.write("running", name, f"{want.version}", began)
+
+    async def change(self, name: str, **fields: Any) -> None:
+        async with self.locks[name]:
+            await self.deploy(name, replace(self.wants[name], **fields))
+
+    async def deploy_the_same(self, deed: Deed) -> None:
+        await self.change(self.chosen(deed))
+
+    async def deploy_another(self, deed: Deed) -> None:
+        await self.change(self.chosen(deed), version=self.next_version())
+
+    async def reconfigure(self, deed: Deed) -> None:
+        name = self.chosen(deed)
+        await self.change(name, factor=self.wants[name].factor + 1)
+
+    async def scale(self, deed: Deed) -> None:
+        name = self.chosen(deed)
+        if name not in ("single", "door"):
+            await self.change(name, replicas=int(deed.within(REPLICAS)))
+
+    async def deploy_broken(self, deed: Deed) -> None:
+        """It must be refused, with the reason, and the one before must be wanted again."""
+        name = self.chosen(deed)
+        async with self.locks[name]:
+            before = self.wants[name]
+            try:
+                await self.deploy(name, replace(before, version=self.next_version(), broken=True))
+            except DeployError as error:
+                if "broken on purpose" not in str(error):
+                    raise Failed(f"a deploy failed for another reason than its own: {error}") from error
+            else:
+                raise Failed(f"a broken version of {name} was deployed as if it were sound")
+            await self.deploy(name, before)
+
+    async def delete_and_deploy(self, deed: Deed) -> None:
+        """One after the other, or the deploy while the delete is under way."""
+        async with self.locks[FLEETING]:
+            began, want = monotonic(), replace(self.wants[FLEETING], version=self.next_version())
+            place = len(self.story.done)
+            self.story.done.append(Done("delete", "app", FLEETING, began, began + 3600))
+            if deed.amount < 0.5:
+                await self.again(lambda: _deleted(FLEETING))
+                await self.deploy(FLEETING, want)
+            else:  # once only: tried again it would delete what is deployed meanwhile
+                deleting = asyncio.create_task(asyncio.to_thread(_deleted, FLEETING))
+                await asyncio.sleep(deed.amount / 20)
+                await self.deploy(FLEETING, want)
+                await asyncio.wait([deleting])
+                deleting.exception()
+            self.story.done[place] = Done("delete", "app", FLEETING, began, monotonic())
+
+    # -- the disk -------------------------------------------------------------------------------
+
+    async def fill_disk(self, deed: Deed) -> None:
+        """And asks for something meanwhile that cannot be stored, or kills who would have to read it again."""
+        began = monotonic()
+        meanwhile: list[asyncio.Task[None]] = []
+        try:
+            await asyncio.to_thread(self.place.fill)
+            deeds = (self.deploy_another, self.scale, lambda deed: self.hit_replica(deed, "kill"), self.kill_both)
+            meanwhile.append(asyncio.create_task(deeds[int(deed.amount * len(deeds))](deed)))
+            await asyncio.sleep(deed.within(FULL_S))
+        finally:
+            self.place.free()
+            self.write("fill", "disk", "disk", began)
+        await asyncio.gather(*meanwhile)
+
+
+def _deleted(name: str) -> None:
+    try:
+        serve.delete(name)
+    except NotFoundError:
+        pass  # the try before did it

@@ -1,0 +1,114 @@
+"""The chaos: ``python -m chaos.run``, three minutes unless told otherwise. ``judge`` says what it asserts and why.
+
+Law: bounded in time, count and load; everything on the loopback, in a folder of its own, and ended with this process
+however that ends. A seed decides what is done and when; what becomes of it is the machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from chaos import course, report
+from chaos.apps import LOG
+from chaos.course import Course, Result
+from chaos.place import Place
+from skate import serve
+from soak.watch import leftovers, shared_memory
+
+SECONDS_MIN, SECONDS_MAX = 2, 3600
+FOLDER = Path("build")
+PROXIES = 2
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.run", description="Traffic while everything goes wrong.")
+    seconds, seed = (os.environ.get(name) for name in ("CHAOS_SECONDS", "CHAOS_SEED"))
+    parser.add_argument("--seconds", type=float, default=float(seconds or 180), help="of deeds (180, or CHAOS_SECONDS)")
+    parser.add_argument("--seed", type=int, default=int(seed or 1), help="of all chance (1, or CHAOS_SEED)")
+    parser.add_argument("--only", action="append", help="just the deeds whose name holds this (may be repeated)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of chaos.json and chaos.log (default: build)")
+    return parser.parse_args(given)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Does it, prints, writes. The exit code: 0, 1 with faults, 130 after Ctrl-C."""
+    told = arguments(given)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    told.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with _stderr_in(told.out / "chaos.log"):
+            result = chaos(told.seconds, seed=told.seed, only=told.only or [], say=_say)
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(report.text(result))
+    (told.out / "chaos.json").write_bytes(report.as_json(result))
+    print(f"\nevery deed stands in {told.out / 'chaos.json'}, what the processes logged in {told.out / 'chaos.log'}")
+    if result.faults:
+        only = "".join(f" --only '{word}'" for word in told.only or [])
+        print(f"again: python -m chaos.run --seed {told.seed} --seconds {told.seconds:g}{only}")
+    return 1 if result.faults else 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _stderr_in(path: Path) -> Iterator[None]:
+    """What this process and its children write to stderr goes to a file: errors are part of a chaos."""
+    kept = os.dup(2)
+    with path.open("wb") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def chaos(
+    seconds: float,
+    *,
+    seed: int = 1,
+    only: list[str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Runs it on an instance of its own; the Result. Call it before the process has threads."""
+    if not SECONDS_MIN <= seconds <= SECONDS_MAX:
+        raise ValueError(f"a chaos takes from {SECONDS_MIN} to {SECONDS_MAX} seconds, not {seconds}")
+    result = Result(seed, seconds)
+    place = Place()
+    if place.why_no_disk:
+        result.remarks.append(f"the disk is not filled: {place.why_no_disk}")
+    os.environ["SKATE_RUNTIME_DIR"] = str(place.folder)
+    os.environ.pop("SKATE_INSTANCE", None)
+    shared_before = shared_memory()
+    with tempfile.TemporaryDirectory(prefix="skc-log-") as log:
+        os.environ[LOG] = str(Path(log) / "executed")
+        try:
+            serve.start(http_options={"port": 0}, proxies=PROXIES, preload=("fastapi", "chaos.apps"))
+            session = course.session_of(serve.status())
+            try:
+                todo = course.todo(seed, seconds, place, only or [])
+                asyncio.run(Course(result, place, Path(os.environ[LOG]), todo, say).run())
+            finally:
+                serve.shutdown()
+            result.faults += [f"left behind: {one}" for one in leftovers(place.folder, session, shared_before)]
+        finally:
+            place.close()
+            os.environ.pop(LOG)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
