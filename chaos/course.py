@@ -50,6 +50,7 @@ class Result:
     away_s: float = 0.0  # the longest time without an answer of the controller
     settled_s: float = 0.0  # from the last deed until everything was as wanted
     ledger: dict[str, int] = field(default_factory=dict)
+    link: dict[str, Any] = field(default_factory=dict)  # what the subtest of the cut link saw
 
 
 class Course:
@@ -236,5 +237,5 @@ def session_of(status: Any) -> int:
 
 def todo(seed: int, seconds: float, place: Place, only: list[str]) -> list[Deed]:
     """The deeds that can be done here."""
-    abilities = [] if place.why_no_disk else ["disk"]
+    abilities = ["rollback"] if place.why_no_disk else ["rollback", "disk"]
     return deeds(seed, seconds, abilities, only)

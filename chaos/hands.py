@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -18,10 +18,14 @@ from chaos.judge import Done, Story
 from chaos.place import Place
 from chaos.schedule import FULL_S, HALT_S, Deed
 from skate import serve
+from skate.controlplane import instance as instances
+from skate.controlplane.client import ControllerClient
 from skate.core.errors import DeployError, NotFoundError, SkateError
 
 AGAIN_S = 20.0  # for what the death of a controller interrupts: until it must have worked
 PAUSE_S = 0.05  # between tries
+CONTROL_S = 10.0  # for one control call
+WINDOW_S, CONTROLLERS_MAX = 30.0, 6  # deaths of controllers in that time: after ten the instance ends, rightly
 CALM_S, KILLS_MAX = 60.0, 4  # so many deaths of one replica's width in that time: else starts are slowed down, rightly
 REPLICAS = (1, 5)  # to scale between
 
@@ -42,29 +46,11 @@ class Hands:
         self.skipped: list[str] = []
         self.strange: set[str] = set()  # errors of control calls that are none of ours
         self.versions = 1
-        self.deeds: dict[str, Callable[[Deed], Awaitable[None]]] = {
-            "kill replica": lambda deed: self.hit_replica(deed, "kill"),
-            "term replica": lambda deed: self.hit_replica(deed, "term"),
-            "halt replica": lambda deed: self.hit_replica(deed, "halt"),
-            "kill proxy": lambda deed: self.hit_proxy(deed, "kill"),
-            "term proxy": lambda deed: self.hit_proxy(deed, "term"),
-            "halt proxy": lambda deed: self.hit_proxy(deed, "halt"),
-            "kill controller": lambda deed: self.hit_controller(deed, "kill"),
-            "halt controller": lambda deed: self.hit_controller(deed, "halt"),
-            "halt supervisor": lambda deed: self.hit_supervisor(deed, "halt"),
-            "kill replica and controller": self.kill_both,
-            "deploy the same": self.deploy_the_same,
-            "deploy another version": self.deploy_another,
-            "deploy a broken version": self.deploy_broken,
-            "reconfigure": self.reconfigure,
-            "scale": self.scale,
-            "delete and deploy again": self.delete_and_deploy,
-            "fill the disk": self.fill_disk,
-        }
+        self.revisions: dict[str, dict[int, Want]] = {name: {} for name in seed_wants}
 
     async def do(self, deed: Deed) -> None:
         """One deed, to its end."""
-        await self.deeds[deed.kind](deed)
+        await DEEDS[deed.kind](self, deed)
 
     def write(self, how: str, role: str, target: str, began: float, pid: int = 0) -> None:
         self.story.done.append(Done(how, role, target, began, monotonic(), pid))
@@ -132,17 +118,22 @@ class Hands:
         await self.hit(how, "proxy", id, proxies[id], deed)
 
     async def hit_controller(self, deed: Deed, how: str) -> None:
+        now = monotonic()
+        lately = [one for one in self.story.done if one.role == "controller" and one.began > now - WINDOW_S]
+        if how == "kill" and len(lately) >= CONTROLLERS_MAX:
+            self.skipped.append(deed.kind)
+            return
         await self.hit(how, "controller", "controller", (await self.status()).controller_pid, deed)
 
     async def hit_supervisor(self, deed: Deed, how: str) -> None:
         pid = os.getsid((await self.status()).controller_pid)  # it leads the session
         await self.hit(how, "supervisor", "supervisor", pid, deed)
 
+    async def hit_standby(self, deed: Deed, how: str) -> None:
+        raise Failed("there is no standby yet")
+
     async def kill_both(self, deed: Deed) -> None:
-        controller = (await self.status()).controller_pid
-        await asyncio.gather(
-            self.hit_replica(deed, "kill"), self.hit("kill", "controller", "controller", controller, deed)
-        )
+        await asyncio.gather(self.hit_replica(deed, "kill"), self.hit_controller(deed, "kill"))
 
     # -- applications ---------------------------------------------------------------------------
 
@@ -160,8 +151,37 @@ class Hands:
         self.wants[name] = want
         self.write("deploy", name, f"{want.version}", began)
         app = apps.app_of(name, want)
-        await self.again(lambda: serve.run(app, name=name, route_prefix=f"/{name}"))
+        try:
+            await self.again(lambda: serve.run(app, name=name, route_prefix=f"/{name}"))
+        finally:
+            await self.learn_revisions(name, want)
         self.write("running", name, f"{want.version}", began)
+
+    async def learn_revisions(self, name: str, want: Want) -> None:
+        """Whatever revisions are new were made by the deploy of this; several if a controller died meanwhile."""
+        for one in await self.control(lambda client: client.history(name)):
+            self.revisions[name].setdefault(one.revision, want)
+
+    async def control(self, ask: Callable[[ControllerClient], Coroutine[Any, Any, Any]]) -> Any:
+        """A control call that has no function in ``serve``."""
+
+        def blocking() -> Any:
+            instance = instances.find()
+
+            async def asked() -> Any:
+                return await ask(await instance.client())
+
+            return instance.run(asked(), CONTROL_S)
+
+        return await self.again(blocking)
+
+    async def settled(self, name: str) -> None:
+        """Waits until one application is as it is wanted, by what is said."""
+        end = monotonic() + AGAIN_S
+        while left := judge.unsettled_app(await self.status(), name, self.wants[name], {}):
+            if monotonic() > end:
+                raise Failed(f"not within {AGAIN_S:g} s: {'; '.join(left)}")
+            await asyncio.sleep(PAUSE_S)
 
     async def change(self, name: str, **fields: Any) -> None:
         async with self.locks[name]:
@@ -178,9 +198,29 @@ class Hands:
         await self.change(name, factor=self.wants[name].factor + 1)
 
     async def scale(self, deed: Deed) -> None:
+        name, replicas = deed.one_of(["again", "plain", "shop"]), int(deed.within(REPLICAS))
+        async with self.locks[name]:
+            self.wants[name] = replace(self.wants[name], replicas=replicas)
+            for deployment in (await self.status()).applications[name].deployments:
+                await self.control(lambda client, one=deployment: client.scale(name, one, replicas))  # type: ignore[misc]
+            await self.settled(name)
+
+    async def roll_back(self, deed: Deed) -> None:
+        """To any sound revision that is kept."""
         name = self.chosen(deed)
-        if name not in ("single", "door"):
-            await self.change(name, replicas=int(deed.within(REPLICAS)))
+        async with self.locks[name]:
+            kept = [one.revision for one in await self.control(lambda client: client.history(name))]
+            sound = {
+                str(number): self.revisions[name][number] for number in kept if not self.revisions[name][number].broken
+            }
+            number = deed.one_of(list(sound))
+            began, want = monotonic(), sound[number]
+            self.wants[name] = want
+            self.write("deploy", name, f"{want.version}", began)
+            await self.control(lambda client: client.rollback(name, int(number)))
+            await self.learn_revisions(name, want)
+            await self.settled(name)
+            self.write("running", name, f"{want.version}", began)
 
     async def deploy_broken(self, deed: Deed) -> None:
         """It must be refused, with the reason, and the one before must be wanted again."""
@@ -207,7 +247,8 @@ class Hands:
                 await self.deploy(FLEETING, want)
             else:  # once only: tried again it would delete what is deployed meanwhile
                 deleting = asyncio.create_task(asyncio.to_thread(_deleted, FLEETING))
-                await asyncio.sleep(deed.amount / 20)
+                while _runs((await self.status()).applications.get(FLEETING)) and not deleting.done():
+                    await asyncio.sleep(PAUSE_S / 10)
                 await self.deploy(FLEETING, want)
                 await asyncio.wait([deleting])
                 deleting.exception()
@@ -230,8 +271,43 @@ class Hands:
         await asyncio.gather(*meanwhile)
 
 
+def _runs(app: Any) -> bool:
+    return app is not None and app.status != "DELETING"
+
+
 def _deleted(name: str) -> None:
     try:
         serve.delete(name)
     except NotFoundError:
         pass  # the try before did it
+
+
+Act = Callable[[Hands, Deed], Awaitable[None]]
+
+
+def _hitting(hit: Callable[[Hands, Deed, str], Awaitable[None]], how: str) -> Act:
+    return lambda hands, deed: hit(hands, deed, how)
+
+
+DEEDS: dict[str, Act] = {
+    "kill replica": _hitting(Hands.hit_replica, "kill"),
+    "term replica": _hitting(Hands.hit_replica, "term"),
+    "halt replica": _hitting(Hands.hit_replica, "halt"),
+    "kill proxy": _hitting(Hands.hit_proxy, "kill"),
+    "term proxy": _hitting(Hands.hit_proxy, "term"),
+    "halt proxy": _hitting(Hands.hit_proxy, "halt"),
+    "kill controller": _hitting(Hands.hit_controller, "kill"),
+    "halt controller": _hitting(Hands.hit_controller, "halt"),
+    "kill supervisor": _hitting(Hands.hit_supervisor, "kill"),
+    "halt supervisor": _hitting(Hands.hit_supervisor, "halt"),
+    "kill standby": _hitting(Hands.hit_standby, "kill"),
+    "kill replica and controller": Hands.kill_both,
+    "deploy the same": Hands.deploy_the_same,
+    "deploy another version": Hands.deploy_another,
+    "deploy a broken version": Hands.deploy_broken,
+    "reconfigure": Hands.reconfigure,
+    "scale": Hands.scale,
+    "roll back": Hands.roll_back,
+    "delete and deploy again": Hands.delete_and_deploy,
+    "fill the disk": Hands.fill_disk,
+}

@@ -17,6 +17,7 @@ SLACK_S = 2.0  # beyond its deadline and the time that processes were halted, fo
 NEAR_S = 0.5  # a deed and what it causes may be seen in this order or the other
 IDLE_S = 0.05  # a proxy that ends closes idle connections after twice that; a request may cross that on its way
 LAG_S = 2.0  # a status may be that old: what is said after it must be true
+TEXT_MAX = 300  # characters of a message that are shown
 EXAMPLES_MAX = 5  # complaints of one sort that are shown
 
 OK, DIED, CUT, UNREACHABLE, GONE, LATE = "ok", "died", "cut", "unreachable", "gone", "timed out"
@@ -216,27 +217,31 @@ class Lies:
 
 def unsettled(status: Any, wants: Mapping[str, Any], seen: Mapping[str, Sequence[Any]]) -> list[str]:
     """What is not as it is wanted. ``seen``: by deployment key, the answers ``[id, replica, version, factor]``."""
-    found = []
-    for name, want in wants.items():
-        app = status.applications.get(name)
-        if app is None or app.status != "RUNNING":
-            found.append(f"{name} is {app.status if app else 'not there'}: {app.message[:300] if app else ''}")
-            continue
-        for deployment in app.deployments.values():
-            key = f"{name}/{deployment.name}"
-            ready = {replica.id for replica in deployment.replicas if replica.phase == "ready"}
-            if len(ready) != want.replicas:
-                found.append(f"{key} has {len(ready)} replicas ready, {want.replicas} are wanted")
-            told = seen.get(key, ())
-            if key in seen and (silent := ready - {answer[1] for answer in told}):
-                found.append(f"{key}: {sorted(silent)} are shown as ready and answered nothing")
-            if others := {answer[1] for answer in told} - ready:
-                found.append(f"{key}: {sorted(others)} answered and are not shown as ready")
-            for replica, version, factor in sorted({tuple(answer[1:]) for answer in told}):
-                if (version, factor) != (want.version, want.factor):
-                    found.append(f"{replica} runs version {version}, factor {factor}; wanted is {want}")
+    found = [text for name, want in wants.items() for text in unsettled_app(status, name, want, seen)]
     found += [f"{name} is there and not wanted" for name in status.applications if name not in wants]
     found += [f"proxy {id} is {proxy.status}" for id, proxy in status.proxies.items() if proxy.status != "HEALTHY"]
+    return found
+
+
+def unsettled_app(status: Any, name: str, want: Any, seen: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The same for one application."""
+    app = status.applications.get(name)
+    if app is None or app.status != "RUNNING":
+        return [f"{name} is {app.status}: {app.message[:TEXT_MAX]}" if app else f"{name} is not there"]
+    found = []
+    for deployment in app.deployments.values():
+        key = f"{name}/{deployment.name}"
+        ready = {replica.id for replica in deployment.replicas if replica.phase == "ready"}
+        if len(ready) != want.replicas:
+            found.append(f"{key} has {len(ready)} replicas ready, {want.replicas} are wanted")
+        told = seen.get(key, ())
+        if key in seen and (silent := ready - {answer[1] for answer in told}):
+            found.append(f"{key}: {sorted(silent)} are shown as ready and answered nothing")
+        if others := {answer[1] for answer in told} - ready:
+            found.append(f"{key}: {sorted(others)} answered and are not shown as ready")
+        for replica, version, factor in sorted({tuple(answer[1:]) for answer in told}):
+            if (version, factor) != (want.version, want.factor):
+                found.append(f"{replica} runs version {version}, factor {factor}; wanted is {want}")
     return found
 
 

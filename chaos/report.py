@@ -33,6 +33,11 @@ def text(result: Result) -> str:
         "failed, by what explains it: " + (", ".join(f"{k or '?'} {n}" for k, n in excused.items()) or "none"),
     ]
     lines += ["ledger: " + ", ".join(f"{name} {count}" for name, count in result.ledger.items())]
+    if why := result.link.get("skipped"):
+        lines.append(f"no link is cut: {why}")
+    elif result.link.get("calls"):
+        ends = ", ".join(f"{word} {count}" for word, count in result.link["ended"].items())
+        lines.append(f"link: {result.link['calls']} calls under {result.link['cuts']} cuts ended as: {ends}")
     lines += result.remarks
     lines += [f"FAULTS: {len(result.faults) or 'none'}", *(f"  - {one}" for one in result.faults)]
     return "\n".join(lines)
@@ -51,6 +56,7 @@ def as_json(result: Result) -> bytes:
         "away_s": result.away_s,
         "settled_s": result.settled_s,
         "ledger": result.ledger,
+        "link": result.link,
         "remarks": result.remarks,
         "faults": result.faults,
         "kinds": dict(Counter(record.kind for record in story.records)),

@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from chaos import course, report
 from chaos.apps import LOG
@@ -26,6 +29,7 @@ from soak.watch import leftovers, shared_memory
 SECONDS_MIN, SECONDS_MAX = 2, 3600
 FOLDER = Path("build")
 PROXIES = 2
+LINK_MORE_S = 60.0  # to start and to end
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +38,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     seconds, seed = (os.environ.get(name) for name in ("CHAOS_SECONDS", "CHAOS_SEED"))
     parser.add_argument("--seconds", type=float, default=float(seconds or 180), help="of deeds (180, or CHAOS_SECONDS)")
     parser.add_argument("--seed", type=int, default=int(seed or 1), help="of all chance (1, or CHAOS_SEED)")
+    parser.add_argument("--link", type=float, help="seconds of the cut link after that (a tenth as long, at least 5)")
     parser.add_argument("--only", action="append", help="just the deeds whose name holds this (may be repeated)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of chaos.json and chaos.log (default: build)")
     return parser.parse_args(given)
@@ -46,7 +51,8 @@ def main(given: list[str] | None = None) -> int:
     told.out.mkdir(parents=True, exist_ok=True)
     try:
         with _stderr_in(told.out / "chaos.log"):
-            result = chaos(told.seconds, seed=told.seed, only=told.only or [], say=_say)
+            link_s = max(5.0, told.seconds / 10) if told.link is None else told.link
+            result = chaos(told.seconds, seed=told.seed, only=told.only or [], link_s=link_s, say=_say)
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130
@@ -54,9 +60,25 @@ def main(given: list[str] | None = None) -> int:
     (told.out / "chaos.json").write_bytes(report.as_json(result))
     print(f"\nevery deed stands in {told.out / 'chaos.json'}, what the processes logged in {told.out / 'chaos.log'}")
     if result.faults:
-        only = "".join(f" --only '{word}'" for word in told.only or [])
-        print(f"again: python -m chaos.run --seed {told.seed} --seconds {told.seconds:g}{only}")
+        print(f"again: {replay(told.seed, told.seconds, told.only or [])}")
     return 1 if result.faults else 0
+
+
+def replay(seed: int, seconds: float, only: list[str]) -> str:
+    """The command that does the same deeds again."""
+    words = "".join(f" --only {word!r}" for word in only)
+    return f"python -m chaos.run --seed {seed} --seconds {seconds:g}{words}"
+
+
+def cut_link(seconds: float, seed: int) -> dict[str, Any]:
+    """What the subtest of the link saw; in a process of its own, for its namespace is that process's."""
+    command = [sys.executable, "-m", "chaos.link", json.dumps({"seconds": seconds, "seed": seed})]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + LINK_MORE_S)
+        seen: dict[str, Any] = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        return {"faults": [f"{type(error).__name__}: {error}"]}
+    return seen
 
 
 def _say(text: str) -> None:
@@ -81,6 +103,7 @@ def chaos(
     *,
     seed: int = 1,
     only: list[str] | None = None,
+    link_s: float = 0.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Runs it on an instance of its own; the Result. Call it before the process has threads."""
@@ -107,6 +130,10 @@ def chaos(
         finally:
             place.close()
             os.environ.pop(LOG)
+    if link_s > 0:
+        say(f"a link is cut for {link_s:g} s ...")
+        result.link = cut_link(link_s, seed)
+        result.faults += [f"the cut link: {one}" for one in result.link["faults"]]
     return result
 
 
