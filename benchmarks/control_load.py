@@ -2,7 +2,8 @@
 
 Law: a request is sent when it is due, whatever became of those before it, and its time counts from when it was due;
 what is not a 200 is a failure with its reason. ``python -m benchmarks.control_load JSON`` runs until its stdin closes,
-at most ``seconds``, then says all in one line of JSON. Times from the monotonic clock, the same in all processes.
+at most ``seconds``, then writes all as JSON to the descriptor that it was given. Times are from the monotonic clock,
+which is the same in all processes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,14 +77,22 @@ class Load:
     """The generator in a process of its own, for a block; afterwards ``seen`` says all."""
 
     def __init__(self, port: int, path: str, rate: float, seconds: float = SECONDS_MAX) -> None:
-        told = {"port": port, "path": path, "rate": rate, "seconds": min(seconds, SECONDS_MAX)}
-        self._command = [sys.executable, "-m", "benchmarks.control_load", json.dumps(told)]
+        self._told = {"port": port, "path": path, "rate": rate, "seconds": min(seconds, SECONDS_MAX)}
         self.began = 0.0
         self.seen = Seen(())
 
     def __enter__(self) -> Load:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+        self._file = tempfile.TemporaryFile()
+        told = json.dumps({**self._told, "out": self._file.fileno()})
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.control_load", told],
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
+            start_new_session=True,
+            pass_fds=(self._file.fileno(),),
+        )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.strip():
@@ -94,13 +104,15 @@ class Load:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        output = self._end()
-        if kind is None:
-            self.seen = Seen([Row(*row) for row in json.loads(output)])
+        with self._file:
+            self._end()
+            if kind is None:
+                self._file.seek(0)
+                self.seen = Seen([Row(*row) for row in json.loads(self._file.read())])
 
-    def _end(self) -> str:
+    def _end(self) -> None:
         try:
-            return self._process.communicate(timeout=PATIENCE_S + READY_MAX_S)[0]
+            self._process.communicate(timeout=PATIENCE_S + READY_MAX_S)
         except BaseException:
             self._process.kill()
             self._process.communicate()
@@ -208,11 +220,14 @@ def main() -> None:
     """``python -m benchmarks.control_load JSON``"""
     gc.freeze()
     gc.disable()  # its pauses would be taken for the server's; what it makes is bounded in time
+    told = json.loads(sys.argv[1])
+    out = told.pop("out")
     try:
-        rows = uvloop.run(_main(json.loads(sys.argv[1])))
+        rows = uvloop.run(_main(told))
     except OSError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps(rows))
+    with open(out, "w", encoding="utf-8") as file:
+        json.dump(rows, file)
 
 
 if __name__ == "__main__":
