@@ -119,7 +119,8 @@ class Hands:
 
     async def hit_controller(self, deed: Deed, how: str) -> None:
         now = monotonic()
-        lately = [one for one in self.story.done if one.role == "controller" and one.began > now - WINDOW_S]
+        killed = [one for one in self.story.done if (one.how, one.role) == ("kill", "controller")]
+        lately = [one for one in killed if one.began > now - WINDOW_S]
         if how == "kill" and len(lately) >= CONTROLLERS_MAX:
             self.skipped.append(deed.kind)
             return
