@@ -108,6 +108,11 @@ class Target:
         await _run(lambda: function(user_config), kind_of(function), offload)
 
     @property
+    def is_configurable(self) -> bool:
+        """Whether there is a method ``reconfigure``."""
+        return self._own("reconfigure") is not None
+
+    @property
     def health_kind(self) -> Kind | None:
         """How the user's ``check_health`` is to be run; None: there is none."""
         function = self._own("check_health")

@@ -22,7 +22,7 @@ from skate.core.errors import (
     CallTimeoutError,
     CancelCause,
     MethodNotFoundError,
-    ReplicaDiedError,
+    ReplicaStoppedError,
     RequestCancelledError,
     StreamMismatchError,
 )
@@ -189,7 +189,7 @@ class Invocation:
 
     def stop(self, reason: str) -> None:
         """The replica gives the call up: the caller hears of it at once."""
-        self.exchange.fail(ReplicaDiedError(f"Request {self.exchange.head.request_id}: {reason}."))
+        self.exchange.fail(ReplicaStoppedError(f"Request {self.exchange.head.request_id}: {reason}."))
         self.cancel(reason, "shutting_down")
 
     def _client_left(self) -> None:

@@ -52,7 +52,7 @@ class Settings:
         self._answer: Answer | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self._context = contextvars.copy_context()
+        self.context = contextvars.copy_context()  # in which the user's part runs
 
     def want(self, wanted: Reconfiguration, answer: Answer) -> None:
         """Wants this from now on; ``answer`` is called when it has been taken up, has failed or was overtaken."""
@@ -64,7 +64,7 @@ class Settings:
             self._answer = None
             answer()
         elif self._task is None:
-            self._context.run(self._start)
+            self.context.run(self._start)
 
     def close(self) -> None:
         """Ends a change under way and begins none any more."""

@@ -33,9 +33,11 @@ def said_of(error: BaseException) -> str:
     """The error with the user's traceback, as a report shows it: the end of it, where it is long."""
     try:
         text = user_traceback(error)
+        if text is None:
+            text = f"{type(error).__name__}: {error}"
     except Exception:  # exceptions are user code, too
-        text = None
-    return (described(error) if text is None else text).rstrip()[-TEXT_MAX:]
+        text = described(error)
+    return text.rstrip()[-TEXT_MAX:]
 
 
 async def failure_of(work: Awaitable[Any]) -> str | None:

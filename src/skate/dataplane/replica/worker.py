@@ -8,6 +8,7 @@ told to stop it finishes what it has in hand. Control calls take no slot and wai
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import os
@@ -141,6 +142,7 @@ class Worker:
         _set_context(self.config, None, self.life.inline)
         self.target = target = await construct(spec.app, spec.name, code, args, kwargs)
         _set_context(self.config, target.instance, self.life.inline)
+        self.settings.context = contextvars.copy_context()
         self.invoker = Invoker(target, self.life.clock, max_threads=options.max_threads)
         if spec.asgi:
             target.asgi = build_asgi(code, target.instance, run_sync=self.invoker.threads.run)
@@ -204,6 +206,8 @@ class Worker:
     async def _reconfigure(self, user_config: Any) -> None:
         """The user's part of other options, beside the requests."""
         assert self.target is not None
+        if user_config is None and not self.target.is_configurable:
+            return  # it was given to a class that could not take it, and is taken away again
         await self.target.reconfigure(user_config, partial(aside, name="skate-reconfigure"))
 
     def _take_up(self, options: DeploymentOptions) -> None:
