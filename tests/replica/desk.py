@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 
 from skate.authoring.code import dumps
+from skate.core import context
 from skate.core.clock import SystemClock
 from skate.core.options import deployment_options
 from skate.core.specs import (
@@ -24,6 +26,7 @@ from skate.core.specs import (
     ReplicaConfig,
     ReplicaReport,
 )
+from skate.dataplane import caller as callers
 from skate.dataplane.replica import worker
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.peers import Peer, connect, listen
@@ -180,6 +183,10 @@ async def replica_of(
             await desk.task
         if listener is not None:
             await listener.close()
+        else:  # it was a process of its own
+            callers.install(None)
+            context._process.clear()
+            gc.unfreeze()
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
