@@ -22,7 +22,8 @@ LIMIT_S = 2.0  # for the connection, and for the answer: who waits looks at noth
 def cry_out(controller: str, name: str, report: HealthReport) -> bool:
     """Tells the controller at that address how this process is; False when it was not heard. Blocks the thread."""
     try:
-        asyncio.run(_tell(controller, name, msgspec.msgpack.encode(report)))
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # whatever policy the user has set
+            runner.run(_tell(controller, name, msgspec.msgpack.encode(report)))
     except (CallTimeoutError, NotRunningError, RequestCancelledError, OSError) as error:
         logger.debug("%s could not tell its health: %s", name, error)
         return False

@@ -34,6 +34,7 @@ CRY_AGAIN_S = 1.0  # until it tries again to be heard
 FAILED_S = 1.0  # until it tries again after an error of its own
 STOP_S = 1.0  # for the thread to end
 LOOKS_PER_STRIKE = 4  # at least
+PAUSE_MIN_S = 0.005  # between two looks
 
 
 class Calls(Protocol):
@@ -144,7 +145,7 @@ class Watchdog:
     @property
     def _pause_s(self) -> float:
         """Between two looks."""
-        return min(self._watch.period_s, self._terms.timeout_s / LOOKS_PER_STRIKE)
+        return max(PAUSE_MIN_S, min(self._watch.period_s, self._terms.timeout_s / LOOKS_PER_STRIKE))
 
     def _rest(self) -> None:
         """Waits until the next look is due."""
