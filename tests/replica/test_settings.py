@@ -85,7 +85,7 @@ def test_it_runs_though_all_slots_and_threads_are_taken() -> None:
             report = await desk.reconfigure("c1", max_ongoing_requests=2, user_config=2)
             assert (report.config, report.config_error, report.phase) == ("c1", "", "ready")
             assert Model.given == [1, 2]
-            await until(lambda: desk.ear.replica[-1] == report)
+            assert desk.ear.replica[-1] == report  # told before the call was answered
             Model.gate.set()
             assert [await one.value() for one in held] == [2, 2, 2]
 
@@ -161,7 +161,23 @@ def test_one_at_a_time_and_the_last_one_wins() -> None:
             Model.slow.set()
             assert (await first).config == "c1" and (await third).config == "c3"
             assert Model.given == [1, 3]
-            await until(lambda: [one.config for one in desk.ear.replica if one.phase == "ready"] == ["c0", "c1", "c3"])
+            assert [one.config for one in desk.ear.replica if one.phase == "ready"] == ["c0", "c1", "c3"]
+
+    run(scenario)
+
+
+def test_a_failure_that_was_overtaken_is_nobodys() -> None:
+    async def scenario() -> None:
+        async with replica_of(Model.fresh()) as desk:
+            Model.slow.clear()
+            first = asyncio.create_task(desk.reconfigure("c1", user_config="bad"))
+            await until(lambda: any(thread.name == "skate-reconfigure" for thread in threading.enumerate()))
+            second = asyncio.create_task(desk.reconfigure("c2", user_config="good"))
+            await asyncio.sleep(0.01)
+            Model.slow.set()
+            assert (await second).config == "c2" and (await first).config == "c0"
+            assert Model.given == ["bad", "good"]
+            assert not any(report.config_error for report in desk.ear.replica)
 
     run(scenario)
 

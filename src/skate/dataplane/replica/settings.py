@@ -29,8 +29,8 @@ Answer = Callable[[], object]
 class Settings:
     """The options in force, and the change under way.
 
-    ``call_user`` gets a new ``user_config``; ``take_up`` gets the options after that; ``tell`` is called when a change
-    has ended, well (``config`` is another) or not (``error`` says why).
+    ``call_user`` gets a new ``user_config``; ``take_up`` gets the options after that; ``tell`` is awaited when a change
+    has ended, well (``config`` is another) or not (``error`` says why), before whoever wanted it is answered.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Settings:
         clock: Clock,
         call_user: Callable[[Any], Awaitable[None]],
         take_up: Callable[[DeploymentOptions], object],
-        tell: Callable[[], object],
+        tell: Callable[[], Awaitable[None]],
     ) -> None:
         self.config = spec.config
         self.options = spec.options
@@ -82,7 +82,8 @@ class Settings:
                 wanted, self._wanted = self._wanted, None
                 answer, self._answer = self._answer, None
                 await self._change(wanted)
-                self._tell()
+                if not (self.error and self._wanted is not None):  # else somebody takes it for the next one's
+                    await self._tell()
                 if answer is not None:
                     answer()
                 answer = None

@@ -99,10 +99,10 @@ class Worker:
 
     async def tell(self, phase: ReplicaPhase, message: str = "") -> None:
         self.phase = phase
-        await self.caller.uplink.told("report_replica", self.report(message))
+        await self._report(message)
 
-    def _report(self) -> None:
-        self.report_task = self.caller.uplink.report("report_replica", self.report())
+    async def _report(self, message: str = "") -> None:
+        await self.caller.uplink.told("report_replica", self.report(message))
 
     # -- becoming ready -------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class Worker:
         for exchange in self.slots.close():
             exchange.refuse(returned=True)
         self.phase = "draining"
-        self._report()
+        self.report_task = self.caller.uplink.report("report_replica", self.report())
         if await within(clock, self.idle.wait(), grace_s):
             await fetched(clock, min(FETCH_S, end - clock.now()))
         else:
