@@ -1,7 +1,8 @@
 """From bound deployments to the plain value that is deployed: one AppSpec with everything a replica needs.
 
 Law: ``build`` is a function of the graph; children come first, the root last, names are given bottom-up and from left
-to right, and two builds of an unchanged graph give equal versions. A node is one deployment, wherever it appears.
+to right, and two builds of an unchanged graph give equal versions and configurations. A node is one deployment,
+wherever it appears.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from skate.authoring.deployment import Application, Deployment
 from skate.authoring.ingress import MARK
 from skate.core.checks import shown
 from skate.core.errors import CodeError, GraphError, ImportPathError, OptionError
-from skate.core.options import DeploymentOptions, check_name, check_route_prefix, restart_options
+from skate.core.options import DeploymentOptions, check_name, check_route_prefix, reconfigure_options, restart_options
 from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef, Source
 
 __all__ = ["Application", "build", "nodes"]
@@ -178,7 +179,8 @@ def _spec(
         kind="class" if isinstance(target, type) else "function",
         ingress=root,
         asgi=_is_asgi(node),
-        version=_version(packed, texts, init, msgspec.msgpack.encode(restart_options(options))),
+        version=_version(packed, texts, init, restart_options(options)),
+        config=_config(reconfigure_options(options)),
     )
 
 
@@ -208,10 +210,21 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
         raise OptionError(f"{where}: it cannot be made with request_router_kwargs={arguments}: {error}") from error
 
 
-def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: bytes) -> str:
+def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: dict[str, Any]) -> str:
+    """What a replica is made of: another one needs a new process."""
     written = code.fingerprint(packed) + sources.fingerprint(texts)
-    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(restart).digest())
+    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(_in_order(restart)).digest())
     return sha256(b"".join(parts)).hexdigest()
+
+
+def _config(reconfigure: dict[str, Any]) -> str:
+    """What a running replica can take up."""
+    return sha256(_in_order(reconfigure)).hexdigest()
+
+
+def _in_order(plain: dict[str, Any]) -> bytes:
+    """The same bytes for equal values: the order in which somebody wrote the keys of a dict is no change."""
+    return msgspec.msgpack.encode(plain, order="deterministic")
 
 
 # -- arguments --------------------------------------------------------------------------------------

@@ -150,6 +150,11 @@ class Framed(asyncio.Protocol):
 
     # -- for the two ends -----------------------------------------------------------------------
 
+    @property
+    def fd(self) -> int:
+        """The descriptor of the socket below; -1: there is none."""
+        return self._fd
+
     def hello(self, raw: socket.socket | None) -> bytes:
         """The first frame; ``raw`` is the socket below, if there is one."""
         return self.wire.hello(self.name, probe=probe(raw))

@@ -321,8 +321,11 @@ class _ControlSink:
 class Listener:
     """A listening address; ``close`` ends it with all its sessions."""
 
-    def __init__(self, address: str, listening: Listening, close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, address: str, listening: Listening, close: Callable[[], Awaitable[None]], fds: tuple[int, ...] = ()
+    ) -> None:
         self.address = address
+        self.fds = fds  # of the sockets that it accepts on
         self.listening = listening
         self._close = close
 
@@ -370,7 +373,7 @@ async def listen(address: str, accept: Acceptor, name: str) -> Listener:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(rest)
 
-    return Listener(address, listening, close)
+    return Listener(address, listening, close, tuple(one.fileno() for one in server.sockets))
 
 
 async def connect(address: str, name: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Peer:
