@@ -17,7 +17,7 @@ from skate.core.checks import PLAIN, Check, Option, mapping, number, one_of, str
 AUTO_MAX_REPLICAS = 100  # of num_replicas="auto", as in Ray Serve
 PUBLIC = "skate.autoscaling"  # where users find what is built in
 DEFAULT_POLICY = f"{PUBLIC}:default_autoscaling_policy"
-HOMES = (PUBLIC, "skate.controlplane.decide.demand")  # modules that the built-in policies are imported from
+HOMES = (PUBLIC, "skate.controlplane.decide.policy")  # modules that the built-in policies are imported from
 _ELSEWHERE = "ray.serve.autoscaling_policy:default_autoscaling_policy"  # a file of Ray Serve may spell it out
 
 

@@ -1,0 +1,228 @@
+"""How many calls a deployment has in hand, now and over the last seconds. Law: a call is counted once, in the router
+that has it; a router that is gone has none.
+
+Routers push their counts when they change (``LedgerReport``), so the load of a deployment is a step function of time: a
+point holds until the next. Its window is a bounded value; points that lie close together become one that keeps the
+mean, the least and the most. ``Loads`` adds up the pushes; what nobody scales by costs three numbers and no window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from skate.core.specs import LedgerReport
+
+POINTS_MAX = 256  # in one window; then close ones are put together
+GRAINS = 64  # a window is kept in at least so many parts
+SETTLE_S = 2.0  # within it every living router has found a new controller: it tries at least every 0.5 s
+
+Aggregation = Literal["mean", "max", "min"]
+
+
+class LoadPoint(msgspec.Struct, frozen=True, array_like=True):
+    """The load from ``at`` until the next point. ``least`` and ``most``: of ``total`` meanwhile."""
+
+    at: float
+    total: float  # calls that are open
+    queued: float  # those of them that wait in a router
+    came: float  # calls that ever came, counted from some moment on
+    least: float
+    most: float
+
+
+class Load(msgspec.Struct, frozen=True):
+    """The load of one deployment over its window, oldest first. Before ``complete_at`` routers may be missing: it is at
+    least this much."""
+
+    points: tuple[LoadPoint, ...] = ()
+    complete_at: float = float("-inf")
+
+    @property
+    def total(self) -> float:
+        """Calls that are open now."""
+        return self.points[-1].total if self.points else 0.0
+
+    def seen(self, at: float, total: float, queued: float, came: float, keep_s: float) -> Load:
+        """The load after one more push; ``keep_s`` of the past is kept."""
+        if self.points and at <= self.points[-1].at:  # the same moment: the later word counts
+            last = self.points[-1]
+            at, before = last.at, self.points[:-1]
+            point = LoadPoint(at, total, queued, came, min(last.total, total), max(last.total, total))
+        else:
+            before, point = self.points, LoadPoint(at, total, queued, came, total, total)
+        points = (*before, point)
+        first = 0
+        while first + 1 < len(points) and points[first + 1].at <= at - keep_s:
+            first += 1
+        points = points[first:]
+        return replace(self, points=points if len(points) <= POINTS_MAX else coarser(points, keep_s / GRAINS))
+
+
+def coarser(points: tuple[LoadPoint, ...], grain_s: float) -> tuple[LoadPoint, ...]:
+    """The same window with neighbours put together that lie within ``grain_s``; the last one stays as it is."""
+    kept: list[LoadPoint] = []
+    for point, following in pairwise(points):
+        before = kept[-1] if kept else None
+        if before is None or following.at - before.at > grain_s:
+            kept.append(point)
+            continue
+        first_s, second_s = point.at - before.at, following.at - point.at
+        whole_s = first_s + second_s
+        kept[-1] = LoadPoint(
+            before.at,
+            (before.total * first_s + point.total * second_s) / whole_s,
+            (before.queued * first_s + point.queued * second_s) / whole_s,
+            point.came,
+            min(before.least, point.least),
+            max(before.most, point.most),
+        )
+    return (*kept, points[-1])
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """A window as numbers."""
+
+    total: float = 0.0
+    queued: float = 0.0
+    requests_per_s: float = 0.0
+
+    @property
+    def ongoing(self) -> float:
+        """Calls in the hands of replicas."""
+        return max(0.0, self.total - self.queued)
+
+
+RATE_SPAN_S = 1.0  # a shorter window says nothing about a rate
+
+
+def demand(load: Load, look_back_s: float, how: Aggregation, now: float) -> Demand:
+    """The window that ends ``now``: time-weighted means, or for ``total`` the most or least; and calls per second."""
+    points = load.points
+    if not points:
+        return Demand()
+    start, end = max(points[0].at, now - look_back_s), now
+    last = points[-1]
+    if start >= now:  # there is no past yet, or the clock was set back by a reboot
+        return Demand(last.total, min(last.queued, last.total))
+    total = queued = 0.0
+    least = most = came = last.total
+    for point in reversed(points):
+        begin = max(point.at, start)
+        if end > begin:
+            total += point.total * (end - begin)
+            queued += point.queued * (end - begin)
+            least, most = min(least, point.least), max(most, point.most)
+            end = begin
+        came = point.came
+        if point.at <= start:
+            break
+    span_s = now - start
+    rate = max(0.0, last.came - came) / max(span_s, RATE_SPAN_S)
+    mean, waiting = total / span_s, queued / span_s
+    reduced = mean if how == "mean" else most if how == "max" else least
+    return Demand(reduced, min(waiting, reduced), rate)
+
+
+def turns(load: Load, look_back_s: float, now: float, most: int) -> list[float]:
+    """The next moments at which a point leaves the window; between two of them every number of ``demand`` moves in one
+    direction, and after the last one nothing moves while no call comes or goes."""
+    after_s = 1e-6  # so that the point has surely left, whatever the rounding
+    points = load.points
+    found: list[float] = []
+    for point in points:
+        at = point.at + look_back_s + after_s
+        if at > now:
+            found.append(at)
+            if len(found) >= most:
+                break
+    return found
+
+
+class Loads:
+    """The calls of all routers, by deployment, and a window for each deployment that scales with them."""
+
+    def __init__(self, started_at: float) -> None:
+        self._complete_at = started_at + SETTLE_S
+        self._live: dict[int, dict[str, LedgerReport]] = {}  # what each connection said last
+        self._sums: dict[str, _Sum] = {}
+        self._windows: dict[str, Load] = {}  # of those that are watched
+        self._keep_s: dict[str, float] = {}
+
+    def report(self, connection: int, news: Mapping[str, LedgerReport], now: float) -> set[str]:
+        """The totals of a process: on a new connection all, later those that changed. Which watched loads changed."""
+        known = self._live.setdefault(connection, {})
+        for key, report in news.items():
+            before = known.get(key)
+            # Of a router that comes back, or comes to a new controller, only what is open has surely come just now.
+            base = before.accepted if before is not None else report.accepted - report.open
+            self._add(key, report, 1, max(0, report.accepted - base))
+            if before is not None:
+                self._add(key, before, -1, 0)
+            known[key] = report
+        return {key for key in news if self._note(key, now)}
+
+    def left(self, connection: int, now: float) -> set[str]:
+        """The connection is gone, and with it every call that its router had. Which watched loads changed."""
+        gone = self._live.pop(connection, {})
+        for key, report in gone.items():
+            self._add(key, report, -1, 0)
+        changed = {key for key in gone if self._note(key, now)}
+        for key in gone:
+            if key not in self._windows and not self._sums[key].reporters:
+                del self._sums[key]
+        return changed
+
+    def watch(self, key: str, keep_s: float, now: float) -> Load:
+        """The load of a deployment that scales; from the first call on its last ``keep_s`` are kept."""
+        self._keep_s[key] = keep_s
+        load = self._windows.get(key)
+        if load is None:
+            total = self._sums.setdefault(key, _Sum())
+            load = Load(complete_at=self._complete_at).seen(now, total.open, total.queued, total.came, keep_s)
+            self._windows[key] = load
+        return load
+
+    def forget(self, key: str) -> None:
+        """The deployment does not scale any more, or is gone."""
+        self._windows.pop(key, None)
+        self._keep_s.pop(key, None)
+        if key in self._sums and not self._sums[key].reporters:
+            del self._sums[key]
+
+    def watched(self) -> set[str]:
+        """Whose load is kept."""
+        return set(self._windows)
+
+    def _add(self, key: str, report: LedgerReport, sign: int, came: int) -> None:
+        total = self._sums.setdefault(key, _Sum())
+        total.open += sign * report.open
+        total.queued += sign * report.queued
+        total.reporters += sign
+        total.came += came
+
+    def _note(self, key: str, now: float) -> bool:
+        load = self._windows.get(key)
+        if load is None:
+            return False
+        total, last = self._sums[key], load.points[-1]
+        if (last.total, last.queued, last.came) == (total.open, total.queued, total.came):
+            return False
+        self._windows[key] = load.seen(now, total.open, total.queued, total.came, self._keep_s[key])
+        return True
+
+
+class _Sum:
+    """The calls of one deployment in all routers."""
+
+    __slots__ = ("came", "open", "queued", "reporters")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.queued = 0
+        self.came = 0
+        self.reporters = 0
