@@ -121,7 +121,7 @@ def autoscale(
     memory = case.remembered(answer)
     if not why and case.is_starved and (first := bounds.clip(max(_ceil(config.up), number))) != number:
         number, why = first, "a request came while there was no replica"
-    elif not why and case.is_due(memory):
+    elif not why and case.is_due(answer, memory):
         number, why = case.wanted(answer), case.reason(seen, answer, memory)
     desired = answer.number if answer is not None else 0.0
     decision = None
@@ -273,16 +273,15 @@ class Case(msgspec.Struct, frozen=True):
             return self.config.upscale_delay_s
         return self.config.to_zero_delay_s if self.target == 1 else self.config.downscale_delay_s
 
-    def is_due(self, memory: ScalingMemory) -> bool:
+    def is_due(self, answer: Answer | None, memory: ScalingMemory) -> bool:
         """Whether the change happens now."""
-        return self.now >= self.due_at(memory) and not self.is_held(memory.direction)
+        direction = self.direction(answer)
+        return direction == memory.direction and self.now >= self.due_at(memory) and not self.is_held(direction)
 
     def wake_at(self, answer: Answer | None, memory: ScalingMemory) -> float | None:
         """Until when nothing changes by itself; None: it never will."""
-        wakes = [self.due_at(memory)]
         direction = self.direction(answer)
-        if self.is_held(direction) or self.is_held(memory.direction):
-            wakes = [self.load.complete_at]
+        wakes = [self.load.complete_at if self.is_held(direction) else self.due_at(memory)]
         if self.asks_here:
             wakes.append(self._turn_at(direction))
         elif answer is not None and self.question(Demand()) is None:
