@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skate.autoscaling import default_autoscaling_policy
 from skate.core import options as declared
 from skate.core.errors import OptionError
-from skate.autoscaling import default_autoscaling_policy
 from skate.core.options import (
     HTTP_OPTIONS,
     AutoscalingConfig,

@@ -275,8 +275,7 @@ class Case(msgspec.Struct, frozen=True):
 
     def is_due(self, answer: Answer | None, memory: ScalingMemory) -> bool:
         """Whether the change happens now."""
-        direction = self.direction(answer)
-        return direction == memory.direction and self.now >= self.due_at(memory) and not self.is_held(direction)
+        return self.now >= self.due_at(memory) and not self.is_held(self.direction(answer))
 
     def wake_at(self, answer: Answer | None, memory: ScalingMemory) -> float | None:
         """Until when nothing changes by itself; None: it never will."""

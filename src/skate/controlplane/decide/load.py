@@ -49,12 +49,10 @@ class Load(msgspec.Struct, frozen=True):
 
     def seen(self, at: float, total: float, queued: float, came: float, keep_s: float) -> Load:
         """The load after one more push; ``keep_s`` of the past is kept."""
-        if self.points and at <= self.points[-1].at:  # the same moment: the later word counts
-            last = self.points[-1]
-            at, before = last.at, self.points[:-1]
-            point = LoadPoint(at, total, queued, came, min(last.total, total), max(last.total, total))
-        else:
-            before, point = self.points, LoadPoint(at, total, queued, came, total, total)
+        before = self.points
+        if before and at <= before[-1].at:  # the same moment: the later word counts
+            at, before = before[-1].at, before[:-1]
+        point = LoadPoint(at, total, queued, came, total, total)
         points = (*before, point)
         first = 0
         while first + 1 < len(points) and points[first + 1].at <= at - keep_s:

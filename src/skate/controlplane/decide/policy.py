@@ -59,6 +59,8 @@ def requests_per_second_policy(
     context: AutoscalingContext, memory: Any, *, target_per_replica: float
 ) -> tuple[float, Any]:
     """As many replicas as give each ``target_per_replica`` new requests per second, however long one takes."""
+    if not target_per_replica > 0:
+        raise ValueError(f"target_per_replica={target_per_replica!r}: takes a number > 0")
     if not context.current_num_replicas:
         return context.target_num_replicas, memory
     return context.requests_per_s / target_per_replica, memory
