@@ -229,7 +229,7 @@ def test_what_had_a_fixed_number_keeps_it_when_it_begins_to_scale() -> None:
     ],
 )
 def test_the_capacity_scales_a_number(number: int, percent: float | None, result: int) -> None:
-    assert adjusted(number, Capacity(percent)) == result
+    assert adjusted(number, percent) == result
 
 
 def test_the_capacity_scales_the_bounds_and_its_rise_begins_with_the_initial_number() -> None:

@@ -77,13 +77,11 @@ class Scaling(msgspec.Struct, frozen=True):
     ask: AutoscalingContext | None = None
 
 
-def adjusted(number: int, capacity: Capacity) -> int:
-    """A number of replicas at this capacity: rounded to the nearest, at least one of what is not none."""
-    if capacity.percent is None or number == 0:
+def adjusted(number: int, percent: float | None) -> int:
+    """A number of replicas at ``percent`` of the capacity, None: all; rounded, and at least one of what is not none."""
+    if percent is None or number == 0:
         return number
-    if capacity.percent == 0:
-        return 0
-    return max(1, math.floor(number * capacity.percent / 100 + 0.5))
+    return max(1, math.floor(number * percent / 100 + 0.5)) if percent else 0
 
 
 def bounds_of(config: AutoscalingConfig, capacity: Capacity = FULL) -> Bounds:
@@ -91,7 +89,7 @@ def bounds_of(config: AutoscalingConfig, capacity: Capacity = FULL) -> Bounds:
     least = config.min_replicas
     if capacity.rising and config.initial_replicas is not None:
         least = config.initial_replicas
-    return Bounds(adjusted(least, capacity), adjusted(config.most, capacity))
+    return Bounds(adjusted(least, capacity.percent), adjusted(config.most, capacity.percent))
 
 
 def autoscale(
