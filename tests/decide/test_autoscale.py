@@ -94,6 +94,8 @@ def test_more_replicas_must_be_wanted_for_the_whole_delay() -> None:
     world.decide()
     made = world.put(8)
     assert made.target == 1 and made.wake_at == START + 30 and made.status.waiting == "to go up to 4 in 30 s"
+    later = made.status_at(START + 20, world.load)
+    assert later.waiting == "to go up to 4 in 10 s" and later.ongoing == 8
     world.now = START + 29.999
     assert world.decide().target == 1
     world.now = START + 30

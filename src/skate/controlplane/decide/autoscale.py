@@ -71,10 +71,21 @@ class Scaling(msgspec.Struct, frozen=True):
 
     target: int
     memory: ScalingMemory
-    status: AutoscalingStatus
+    case: Case
     wake_at: float | None = None
     decision: ScalingDecision | None = None
     ask: AutoscalingContext | None = None
+
+    @property
+    def status(self) -> AutoscalingStatus:
+        """What people see at the moment of the decision."""
+        return self.status_at(self.case.now, self.case.load)
+
+    def status_at(self, now: float, load: Load) -> AutoscalingStatus:
+        """What people see later, when this is still the last decision."""
+        case = replace(self.case, now=now, load=load)
+        seen = case.demand(now)
+        return case.status(seen, case.answer(seen, now), self.memory)
 
 
 def adjusted(number: int, percent: float | None) -> int:
@@ -133,7 +144,7 @@ def autoscale(
     return Scaling(
         number,
         memory,
-        case.status(seen, answer, memory),
+        case,
         case.wake_at(answer, memory),
         decision,
         case.question(seen),
