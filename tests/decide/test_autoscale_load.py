@@ -17,8 +17,8 @@ from skate.controlplane.decide.load import (
     Load,
     LoadPoint,
     Loads,
+    Window,
     demand,
-    turns,
 )
 from skate.core.specs import Counts, LedgerReport
 
@@ -160,7 +160,7 @@ def test_between_two_turns_the_mean_moves_in_one_direction_and_then_rests(
     curve: list[tuple[float, int]], one: float, two: float
 ) -> None:
     load, now = loaded(curve)
-    moments = [now, *turns(load, KEEP_S, now, 1000)]
+    moments = [now, *Window(load).turns(KEEP_S, now, 1000)]
     for begin, end in itertools.pairwise(moments):
         places = [begin, *(begin + part * (end - begin) for part in sorted((one, two))), end]
         means = [demand(load, KEEP_S, "mean", place).total for place in places]

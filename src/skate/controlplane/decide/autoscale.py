@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from skate.controlplane.decide.load import Demand, Load, demand, turns
+from skate.controlplane.decide.load import Demand, Load, Window
 from skate.controlplane.decide.policy import BUILT_IN, Answer, AutoscalingContext, ask
 from skate.core.scaling import AutoscalingConfig
 from skate.core.specs import AutoscalingStatus, DeploymentSpec, ScalingDecision
@@ -83,7 +83,7 @@ class Scaling(msgspec.Struct, frozen=True):
 
     def status_at(self, now: float, load: Load) -> AutoscalingStatus:
         """What people see later, when this is still the last decision."""
-        case = replace(self.case, now=now, load=load)
+        case = replace(self.case, now=now, load=load, window=Window(load))
         seen = case.demand(now)
         return case.status(seen, case.answer(seen, now), self.memory)
 
@@ -124,7 +124,7 @@ def autoscale(
     assert config is not None, f"{spec.key} does not scale"
     bounds = bounds_of(config, capacity)
     number, memory, why = _settled(config, bounds, target, memory, now)
-    case = Case(spec, config, bounds, load, current, number, memory, now, wall, said)
+    case = Case(spec, config, bounds, load, Window(load), current, number, memory, now, wall, said)
     seen = case.demand(now)
     answer = case.answer(seen, now)
     memory = case.remembered(answer)
@@ -185,6 +185,7 @@ class Case(msgspec.Struct, frozen=True):
     config: AutoscalingConfig
     bounds: Bounds
     load: Load
+    window: Window
     current: int
     target: int
     memory: ScalingMemory
@@ -201,7 +202,7 @@ class Case(msgspec.Struct, frozen=True):
 
     def demand(self, at: float) -> Demand:
         """The window as numbers, if nothing happens until then."""
-        return demand(self.load, self.config.look_back_period_s, self.config.aggregation_function, at)
+        return self.window.demand(self.config.look_back_period_s, self.config.aggregation_function, at)
 
     def context(self, seen: Demand) -> AutoscalingContext:
         """What the policy goes by."""
@@ -300,7 +301,7 @@ class Case(msgspec.Struct, frozen=True):
     def _turn_at(self, direction: Direction) -> float:
         """When the direction changes because the past leaves the window."""
         before = self.now
-        moments = turns(self.load, self.config.look_back_period_s, before, TURNS_MAX)
+        moments = self.window.turns(self.config.look_back_period_s, before, TURNS_MAX)
         if not moments or not self._can_turn(direction):
             return math.inf
         for moment in moments:
@@ -322,8 +323,7 @@ class Case(msgspec.Struct, frozen=True):
         """Whether anything that was in the window would give another direction."""
         if self.config.aim is None:
             return True
-        ends = (min(p.least for p in self.load.points), max(p.most for p in self.load.points))
-        return any(self.direction(self.answer(Demand(total), self.now)) != direction for total in ends)
+        return any(self.direction(self.answer(Demand(total), self.now)) != direction for total in self.window.ends)
 
     def question(self, seen: Demand) -> AutoscalingContext | None:
         """What to ask the user's policy now; None: it was asked lately, or is one of ours."""

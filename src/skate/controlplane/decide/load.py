@@ -8,6 +8,7 @@ mean, the least and the most. ``Loads`` adds up the pushes; what nobody scales b
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
@@ -98,47 +99,64 @@ class Demand(msgspec.Struct, frozen=True):
 RATE_SPAN_S = 1.0  # a shorter window says nothing about a rate
 
 
+class Window:
+    """A load that is asked for its numbers at several moments: it is added up once."""
+
+    __slots__ = ("_area", "_queued", "_starts", "points")
+
+    def __init__(self, load: Load) -> None:
+        self.points = points = load.points
+        self._starts = [point.at for point in points]
+        self._area = [0.0]  # of total, up to each point
+        self._queued = [0.0]
+        for point, following in pairwise(points):
+            span_s = following.at - point.at
+            self._area.append(self._area[-1] + point.total * span_s)
+            self._queued.append(self._queued[-1] + point.queued * span_s)
+
+    def demand(self, look_back_s: float, how: Aggregation, now: float) -> Demand:
+        """The window that ends ``now``: time-weighted means, or the most or least for ``total``; calls per second."""
+        if not self.points:
+            return Demand()
+        last = self.points[-1]
+        start = max(self._starts[0], now - look_back_s)
+        if start >= now or now < last.at:  # there is no past yet, or the clock was set back by a reboot
+            return Demand(last.total, min(last.queued, last.total))
+        index = bisect_right(self._starts, start) - 1
+        first = self.points[index]
+        span_s, ago_s, cut_s = now - start, now - last.at, start - first.at
+        total = self._area[-1] + last.total * ago_s - self._area[index] - first.total * cut_s
+        queued = self._queued[-1] + last.queued * ago_s - self._queued[index] - first.queued * cut_s
+        rate = max(0.0, last.came - first.came) / max(span_s, RATE_SPAN_S)
+        if how == "mean":
+            reduced = total / span_s
+        else:
+            inside = self.points[index:] if ago_s > 0 else self.points[index:-1]
+            reduced = max(one.most for one in inside) if how == "max" else min(one.least for one in inside)
+        return Demand(reduced, max(0.0, min(queued / span_s, reduced)), rate)
+
+    def turns(self, look_back_s: float, now: float, most: int) -> list[float]:
+        """The next moments at which a point leaves the window; between two of them every number of ``demand`` moves in
+        one direction, and after the last one nothing moves while no call comes or goes."""
+        after_s = 1e-6  # so that the point has surely left, whatever the rounding
+        first = bisect_right(self._starts, now - look_back_s - after_s)
+        return [at + look_back_s + after_s for at in self._starts[first : first + most]]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Window) and self.points == other.points
+
+    def __hash__(self) -> int:
+        return hash(self.points)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the most that was open at any time in it."""
+        return min(one.least for one in self.points), max(one.most for one in self.points)
+
+
 def demand(load: Load, look_back_s: float, how: Aggregation, now: float) -> Demand:
-    """The window that ends ``now``: time-weighted means, or for ``total`` the most or least; and calls per second."""
-    points = load.points
-    if not points:
-        return Demand()
-    start, end = max(points[0].at, now - look_back_s), now
-    last = points[-1]
-    if start >= now:  # there is no past yet, or the clock was set back by a reboot
-        return Demand(last.total, min(last.queued, last.total))
-    total = queued = 0.0
-    least = most = came = last.total
-    for point in reversed(points):
-        begin = max(point.at, start)
-        if end > begin:
-            total += point.total * (end - begin)
-            queued += point.queued * (end - begin)
-            least, most = min(least, point.least), max(most, point.most)
-            end = begin
-        came = point.came
-        if point.at <= start:
-            break
-    span_s = now - start
-    rate = max(0.0, last.came - came) / max(span_s, RATE_SPAN_S)
-    mean, waiting = total / span_s, queued / span_s
-    reduced = mean if how == "mean" else most if how == "max" else least
-    return Demand(reduced, min(waiting, reduced), rate)
-
-
-def turns(load: Load, look_back_s: float, now: float, most: int) -> list[float]:
-    """The next moments at which a point leaves the window; between two of them every number of ``demand`` moves in one
-    direction, and after the last one nothing moves while no call comes or goes."""
-    after_s = 1e-6  # so that the point has surely left, whatever the rounding
-    points = load.points
-    found: list[float] = []
-    for point in points:
-        at = point.at + look_back_s + after_s
-        if at > now:
-            found.append(at)
-            if len(found) >= most:
-                break
-    return found
+    """The numbers of one moment."""
+    return Window(load).demand(look_back_s, how, now)
 
 
 class Loads:
