@@ -100,6 +100,7 @@ def test_a_constant_load_never_makes_the_number_swing(world: World, before: floa
 def test_a_wake_is_honest(world: World, curve: list[tuple[float, float]], part: float) -> None:
     played(world, curve)
     made = world.decide()
+    assert made.wake_at is None or made.wake_at > world.now
     ready = min([at for at in world.ready if at > world.now], default=float("inf"))
     until = min(world.now + 1e6 if made.wake_at is None else made.wake_at, ready)
     assume(until - world.now > 0.01)

@@ -136,9 +136,9 @@ def autoscale(
     decision = None
     if target is not None and number != target:
         decision = ScalingDecision(wall, target, number, why, seen.ongoing, seen.queued, desired)
-        memory = _noted(memory, decision, now)
+        memory = _noted(memory, decision)
     if number != target:  # the delay of what is wanted next begins now
-        case = replace(case, target=number, memory=replace(memory, direction="none"))
+        case = replace(case, target=number, memory=replace(memory, direction="none", changed_at=now))
         answer = case.answer(seen, now)
         memory = case.remembered(answer)
     return Scaling(
@@ -171,8 +171,8 @@ def _settled(
     return clipped, memory, why if clipped != target else ""
 
 
-def _noted(memory: ScalingMemory, decision: ScalingDecision, now: float) -> ScalingMemory:
-    memory = replace(memory, decisions=(*memory.decisions, decision)[-DECISIONS_MAX:], changed_at=now)
+def _noted(memory: ScalingMemory, decision: ScalingDecision) -> ScalingMemory:
+    memory = replace(memory, decisions=(*memory.decisions, decision)[-DECISIONS_MAX:])
     if decision.after > decision.before:
         return replace(memory, last_up_at=decision.at)
     return replace(memory, last_down_at=decision.at)
