@@ -103,8 +103,8 @@ def test_a_wake_is_honest(world: World, curve: list[tuple[float, float]], part: 
     assert made.wake_at is None or made.wake_at > world.now
     ready = min([at for at in world.ready if at > world.now], default=float("inf"))
     until = min(world.now + 1e6 if made.wake_at is None else made.wake_at, ready)
-    assume(until - world.now > 0.01)
-    early = world.look(world.now + part * (until - world.now - 0.005))
+    assume(until - world.now > 1e-5)
+    early = world.look(world.now + part * (until - world.now - 1e-6))
     assert early.target == made.target and early.decision is None and early.memory == made.memory
 
 

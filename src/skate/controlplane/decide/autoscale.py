@@ -23,7 +23,7 @@ from skate.core.specs import AutoscalingStatus, DeploymentSpec, ScalingDecision
 ASK_PERIOD_S = 1.0  # between two questions to a policy of a user's own
 DECISIONS_MAX = 10  # that are remembered
 TURNS_MAX = 4  # of the window that are looked at in advance; then it is looked at again
-PRECISION_S = 1e-3  # of the moment at which a number will change
+TICKS_PER_S = 1000  # the window is looked at in these steps, so that it is known exactly when a number will change
 DIGITS = 6  # of a number that are meant; a load of 2.0000001 is one of 2
 
 STEP_S = 0.1  # between two changes, as in Ray Serve
@@ -202,6 +202,8 @@ class Case(msgspec.Struct, frozen=True):
 
     def demand(self, at: float) -> Demand:
         """The window as numbers, if nothing happens until then."""
+        last = self.load.points[-1].at if self.load.points else at
+        at = max(_tick(at) / TICKS_PER_S, min(at, last))
         return self.window.demand(self.config.look_back_period_s, self.config.aggregation_function, at)
 
     def context(self, seen: Demand) -> AutoscalingContext:
@@ -299,24 +301,28 @@ class Case(msgspec.Struct, frozen=True):
         return first if first < math.inf else None
 
     def _turn_at(self, direction: Direction) -> float:
-        """When the direction changes because the past leaves the window."""
-        before = self.now
-        moments = self.window.turns(self.config.look_back_period_s, before, TURNS_MAX)
+        """When the direction changes because the past leaves the window; or when to look for that again."""
+        moments = self.window.turns(self.config.look_back_period_s, self.now, TURNS_MAX)
         if not moments or not self._can_turn(direction):
             return math.inf
+        before = _tick(self.now)
         for moment in moments:
-            if self._direction_at(moment) != direction:
-                while moment - before > PRECISION_S:
-                    middle = (before + moment) / 2
+            last = _tick(moment)  # up to it the numbers move in one direction
+            if last > before and self._direction_at(last) != direction:
+                while last - before > 1:
+                    middle = (before + last) // 2
                     if self._direction_at(middle) == direction:
                         before = middle
                     else:
-                        moment = middle
-                return moment
-            before = moment
-        return before if len(moments) == TURNS_MAX else math.inf
+                        last = middle
+                return last / TICKS_PER_S
+            before = last + 1
+            if self._direction_at(before) != direction:
+                return before / TICKS_PER_S
+        return before / TICKS_PER_S if len(moments) == TURNS_MAX else math.inf
 
-    def _direction_at(self, at: float) -> Direction:
+    def _direction_at(self, tick: int) -> Direction:
+        at = tick / TICKS_PER_S
         return self.direction(self.answer(self.demand(at), at))
 
     def _can_turn(self, direction: Direction) -> bool:
@@ -364,6 +370,10 @@ class Case(msgspec.Struct, frozen=True):
             error=answer.error if answer is not None else "",
             decisions=memory.decisions,
         )
+
+
+def _tick(at: float) -> int:
+    return math.floor(at * TICKS_PER_S + 1e-4)  # what was made from a tick leads to it again
 
 
 def _ceil(number: float) -> int:
