@@ -16,8 +16,10 @@ from skate.authoring import code
 from skate.authoring.deployment import Application, Deployment, deployment
 from skate.authoring.graph import build, nodes
 from skate.authoring.ingress import ingress
+from skate.autoscaling import requests_per_second_policy
 from skate.core.errors import CodeError, GraphError, OptionError
 from skate.core.specs import AppSpec, HandleRef
+from tests.controlplane import policies_of_users as policies
 
 
 @deployment
@@ -164,17 +166,36 @@ def test_arguments_without_nodes_are_not_copied_and_may_contain_themselves() -> 
     assert back is same and back[1] is back
 
 
-def test_the_version_follows_what_replicas_must_see() -> None:
-    def version(bound: Application[Any]) -> str:
-        return build(bound).deployments[-1].version
+def test_version_and_config_follow_what_a_change_does_to_replicas() -> None:
+    def hashes(bound: Application[Any]) -> tuple[str, str]:
+        spec = build(bound).deployments[-1]
+        return spec.version, spec.config
 
-    first = version(Leaf.bind(1))
-    assert first and first == version(Leaf.bind(1))
-    assert first == version(Leaf.options(num_replicas=3, max_queued_requests=9).bind(1))
-    assert first != version(Leaf.options(max_ongoing_requests=9).bind(1))
-    assert first != version(Leaf.bind(2))
-    assert first != version(Leaf.options(max_threads=2).bind(1))
-    assert first != version(Tree.bind(1))
+    first = hashes(Leaf.bind(1))
+    assert all(first) and first == hashes(Leaf.bind(1))
+    assert first == hashes(Leaf.options(num_replicas=3, max_queued_requests=9).bind(1))  # nothing
+    for soft in ({"max_ongoing_requests": 9}, {"max_threads": 2}, {"health_check_timeout_s": 2}):
+        version, config = hashes(Leaf.options(**soft).bind(1))
+        assert version == first[0] and config != first[1]
+    hard = (Leaf.bind(2), Tree.bind(1), Leaf.options(ray_actor_options={"num_cpus": 2}).bind(1))
+    for bound in hard:
+        version, config = hashes(bound)
+        assert version != first[0] and config == first[1]
+
+
+def test_the_order_of_keys_is_no_change() -> None:
+    @deployment
+    class Tuned:
+        def reconfigure(self, config: Any) -> None: ...
+
+    def hashes(user_config: Any, env: Any) -> tuple[str, str]:
+        options = {"user_config": user_config, "ray_actor_options": {"runtime_env": {"env_vars": env}}}
+        spec = build(Tuned.options(**options).bind()).deployments[0]
+        return spec.version, spec.config
+
+    one = hashes({"a": 1, "b": {"c": 1, "d": 2}}, {"A": "1", "B": "2"})
+    assert one == hashes({"b": {"d": 2, "c": 1}, "a": 1}, {"B": "2", "A": "1"})
+    assert one[1] != hashes({"a": 1, "b": {"c": 2, "d": 1}}, {"A": "1", "B": "2"})[1]
 
 
 def test_the_version_of_code_by_value_is_stable_and_follows_the_code() -> None:
@@ -252,3 +273,38 @@ def test_any_graph_has_unique_names_children_first_and_closed_references(app: Ap
         assert one.name == (given_name or one.name)
         before.add(one.name)
     assert build(app) == spec
+
+
+def scaled(**policy: Any) -> Application[Any]:
+    return Leaf.options(autoscaling_config={"max_replicas": 2, "policy": policy}).bind()
+
+
+def test_a_policy_that_the_controller_can_ask_is_accepted() -> None:
+    for policy in (
+        {"policy_function": "tests.controlplane.policies_of_users:counting"},
+        {"policy_function": policies.Remembering, "policy_kwargs": {"start": 3}},
+        {"policy_function": requests_per_second_policy, "policy_kwargs": {"target_per_replica": 10}},
+        {},
+    ):
+        assert build(scaled(**policy)).deployments
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"policy_function": "no.such.module:policy"}, "does not import in this process"),
+        ({"policy_function": "tests.controlplane.policies_of_users:countin"}, "'counting'"),
+        ({"policy_function": "__main__:policy"}, "move it to a module of its own"),
+        ({"policy_function": lambda context, memory: (1, memory)}, "move it to a module of its own"),
+        ({"policy_function": policies.of_one}, r"a policy is called with \(context, memory\)"),
+        ({"policy_function": policies.waiting}, "it is async"),
+        ({"policy_function": policies.scaled_by}, r"cannot be used with policy_kwargs=\{\}.*share"),
+        ({"policy_function": policies.Remembering, "policy_kwargs": {"stop": 1}}, "stop"),
+        ({"policy_function": "tests.controlplane.policies_of_users:release"}, "cannot be called"),
+        ({"policy_function": requests_per_second_policy}, "target_per_replica"),
+    ],
+)
+def test_a_policy_that_nobody_can_ask_is_refused_at_deploy(policy: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said) as refused:
+        build(scaled(**policy))
+    assert "deployment 'Leaf': autoscaling_config.policy" in str(refused.value)

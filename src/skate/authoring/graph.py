@@ -1,7 +1,8 @@
 """From bound deployments to the plain value that is deployed: one AppSpec with everything a replica needs.
 
 Law: ``build`` is a function of the graph; children come first, the root last, names are given bottom-up and from left
-to right, and two builds of an unchanged graph give equal versions. A node is one deployment, wherever it appears.
+to right, and two builds of an unchanged graph give equal versions and configurations. A node is one deployment,
+wherever it appears.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ import msgspec
 from skate.authoring import code, sources
 from skate.authoring.deployment import Application, Deployment
 from skate.authoring.ingress import MARK
+from skate.authoring.policy import made
 from skate.core.checks import shown
 from skate.core.errors import CodeError, GraphError, ImportPathError, OptionError
-from skate.core.options import DeploymentOptions, check_name, check_route_prefix, restart_options
+from skate.core.options import (
+    AutoscalingPolicy,
+    DeploymentOptions,
+    check_name,
+    check_route_prefix,
+    reconfigure_options,
+    restart_options,
+)
 from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef, Source
 
 __all__ = ["Application", "build", "deployments", "nodes", "with_options"]
 
 DEPLOYMENTS_MAX = 1000  # in one application; more is a mistake in a loop
+SCRIPTS = ("__main__:", "__mp_main__:", "__main__.")  # what import paths into a running script begin with
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
@@ -176,14 +186,15 @@ def _spec(
 
 
 def with_options(spec: DeploymentSpec, options: DeploymentOptions, target: Any) -> DeploymentSpec:
-    """The same code with these options, and so of the version that both make.
+    """The same code with these options, and so of the version and the configuration that they make.
 
     ``target``: the class or function that the code is. Raises ``OptionError``.
     """
     _check_request_router(spec.name, options)
+    _check_autoscaling_policy(spec.name, options)
     texts = sources.sources_of(code.module_of(target))
-    version = _version(spec.code, texts, spec.init, msgspec.msgpack.encode(restart_options(options)))
-    return msgspec.structs.replace(spec, options=options, version=version)
+    version = _version(spec.code, texts, spec.init, restart_options(options))
+    return msgspec.structs.replace(spec, options=options, version=version, config=_config(reconfigure_options(options)))
 
 
 def deployments(root: Application[Any]) -> dict[str, Deployment[..., Any]]:
@@ -198,7 +209,7 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
     if config is None or path is None:
         return
     where = f"deployment {name!r}: request_router_config.request_router_class={shown(path)}"
-    if path.startswith(("__main__:", "__mp_main__:", "__main__.")) or "<locals>" in path:
+    if path.startswith(SCRIPTS) or "<locals>" in path:
         raise OptionError(
             f"{where}: proxies cannot import it from a script or function; move the class to a module of its own."
         )
@@ -217,10 +228,43 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
         raise OptionError(f"{where}: it cannot be made with request_router_kwargs={arguments}: {error}") from error
 
 
-def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: bytes) -> str:
+def _check_autoscaling_policy(name: str, options: DeploymentOptions) -> None:
+    """The same for a policy that the controller could not load or ask."""
+    policy = options.autoscaling_config.policy if options.autoscaling_config is not None else AutoscalingPolicy()
+    path = policy.policy_function
+    if policy == AutoscalingPolicy():
+        return
+    where = f"deployment {name!r}: autoscaling_config.policy.policy_function={shown(path)}"
+    if path.startswith(SCRIPTS) or "<" in path:
+        raise OptionError(
+            f"{where}: the controller cannot import it from a script or function; move it to a module of its own."
+        )
+    try:
+        found = code.resolve(path)
+    except ImportPathError as error:
+        raise OptionError(f"{where}: {error}") from error
+    try:
+        made(found, policy.policy_kwargs)
+    except Exception as error:
+        arguments = shown(policy.policy_kwargs)
+        raise OptionError(f"{where}: it cannot be used with policy_kwargs={arguments}: {error}.") from error
+
+
+def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: dict[str, Any]) -> str:
+    """What a replica is made of: another one needs a new process."""
     written = code.fingerprint(packed) + sources.fingerprint(texts)
-    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(restart).digest())
+    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(_in_order(restart)).digest())
     return sha256(b"".join(parts)).hexdigest()
+
+
+def _config(reconfigure: dict[str, Any]) -> str:
+    """What a running replica can take up."""
+    return sha256(_in_order(reconfigure)).hexdigest()
+
+
+def _in_order(plain: dict[str, Any]) -> bytes:
+    """The same bytes for equal values: the order in which somebody wrote the keys of a dict is no change."""
+    return msgspec.msgpack.encode(plain, order="deterministic")
 
 
 # -- arguments --------------------------------------------------------------------------------------

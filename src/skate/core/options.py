@@ -20,6 +20,7 @@ from skate.core.checks import (
     NAME,
     PLAIN,
     TRUTH,
+    Change,
     Check,
     Option,
     Refused,
@@ -40,11 +41,13 @@ from skate.core.checks import (
 )
 from skate.core.errors import OptionError
 from skate.core.ids import name_problem
+from skate.core.scaling import AUTO_MAX_REPLICAS, AutoscalingConfig, AutoscalingPolicy
 
 __all__ = [
     "ADMIN_OPTIONS",
     "HTTP_OPTIONS",
     "AutoscalingConfig",
+    "AutoscalingPolicy",
     "BackpressureConfig",
     "DeploymentOptions",
     "NotYetWarning",
@@ -55,6 +58,7 @@ __all__ = [
     "check_route_prefix",
     "deployment_options",
     "options_of",
+    "reconfigure_options",
     "restart_options",
 ]
 
@@ -77,63 +81,6 @@ class BackpressureConfig(msgspec.Struct, frozen=True, omit_defaults=True):
         float | None,
         Option(number(0, none=True), "Retry-After, rounded up; None: estimated from the queue and its pace.", "s"),
     ] = None
-
-
-class AutoscalingPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The function that decides how many replicas there should be."""
-
-    policy_function: A[str, Option(target(), "Import path of the policy, or the policy itself.", since="later")] = (
-        "skate.serve:default_autoscaling_policy"
-    )
-    policy_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Keyword arguments of a policy class.", since="later")] = {}
-
-
-def _factor(about: str) -> Option:
-    return Option(number(0, above=True, none=True), about, since="later")
-
-
-def _span(about: str) -> Option:
-    return Option(number(0, above=True), about, "s", since="later")
-
-
-def _delay(about: str) -> Option:
-    return Option(number(0), about, "s", since="later")
-
-
-class AutoscalingConfig(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Bounds and pace of the number of replicas."""
-
-    min_replicas: A[int, Option(whole(0), "Never fewer replicas than this.", "replicas", since="later")] = 1
-    initial_replicas: A[
-        int | None, Option(whole(0, also=(None,)), "Replicas at the first deploy.", "replicas", since="later")
-    ] = None
-    max_replicas: A[int, Option(whole(1), "Never more replicas than this.", "replicas", since="later")] = 1
-    target_ongoing_requests: A[
-        float, Option(number(0, above=True), "Ongoing requests per replica to aim at.", "requests", since="later")
-    ] = 2.0
-    metrics_interval_s: A[float, _span("How often load is reported.")] = 10.0
-    look_back_period_s: A[float, _span("Load is averaged over this.")] = 30.0
-    smoothing_factor: A[float, Option(number(0, above=True), "Deprecated: both factors at once.", since="later")] = 1.0
-    upscale_smoothing_factor: A[float | None, _factor("Deprecated: same as upscaling_factor.")] = None
-    downscale_smoothing_factor: A[float | None, _factor("Deprecated: same as downscaling_factor.")] = None
-    upscaling_factor: A[float | None, _factor("Weight of every step up.")] = None
-    downscaling_factor: A[float | None, _factor("Weight of every step down.")] = None
-    upscale_delay_s: A[float, _delay("More replicas must be wanted for this long.")] = 30.0
-    downscale_delay_s: A[float, _delay("Fewer replicas must be wanted for this long.")] = 600.0
-    downscale_to_zero_delay_s: A[
-        float | None, Option(number(0, none=True), "The same for the last replica.", "s", since="later")
-    ] = None
-    aggregation_function: A[
-        Literal["mean", "max", "min"],
-        Option(one_of("mean", "max", "min"), "How the window becomes one number.", since="later"),
-    ] = "mean"
-    policy: A[AutoscalingPolicy, Option(struct(AutoscalingPolicy), "Who decides.", since="later")] = AutoscalingPolicy()
-
-    def contradictions(self) -> Iterator[tuple[str, str]]:
-        if self.max_replicas < self.min_replicas:
-            yield "max_replicas", f"a whole number >= min_replicas, which is {self.min_replicas}"
-        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
-            yield "initial_replicas", f"a whole number from {self.min_replicas} to {self.max_replicas} (max_replicas)"
 
 
 class RuntimeEnv(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -295,7 +242,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         Any, Option(PLAIN, "Passed to the class's reconfigure() at start and on change.", change="reconfigure")
     ] = None
     max_threads: A[
-        int, Option(whole(1, 1024), "Threads for `def` handlers; 1: one at a time per replica.", "threads", "restart")
+        int,
+        Option(whole(1, 1024), "Threads for `def` handlers; 1: one at a time per replica.", "threads", "reconfigure"),
     ] = 1
     loop_block_warning_s: A[
         float | None,
@@ -303,20 +251,28 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
             number(0, none=True),
             "A handler that keeps the event loop from turning for longer is named in log and status; None or 0: off.",
             "s",
-            "restart",
+            "reconfigure",
         ),
     ] = 0.25
     graceful_shutdown_timeout_s: A[
-        float, Option(number(0), "Time for ongoing requests before a stopping replica is killed.", "s")
+        float,
+        Option(number(0), "Time for ongoing requests before a stopping replica is killed.", "s", "reconfigure"),
     ] = 20.0
     graceful_shutdown_wait_loop_s: A[
         float, Option(number(0), "Accepted and not needed: a replica ends when its last request does.", "s")
     ] = 2.0
     health_check_period_s: A[
-        float, Option(number(0, above=True), "How often a replica must show that it lives.", "s", since="later")
+        float, Option(number(0, above=True), "How often the class's check_health() is called.", "s", "reconfigure")
     ] = 10.0
     health_check_timeout_s: A[
-        float, Option(number(0, above=True), "Silent for this long, a replica is replaced.", "s", since="later")
+        float,
+        Option(
+            number(0, above=True),
+            "A strike: check_health() did not end, or the event loop did not turn, for this long. "
+            "Three in a row, and the replica is replaced.",
+            "s",
+            "reconfigure",
+        ),
     ] = 30.0
     max_constructor_retry_count: A[
         int, Option(whole(1), "Failed starts in a row until it is given up; at most 3 per replica.", "starts")
@@ -325,7 +281,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         RayActorOptions, Option(struct(RayActorOptions), "Resources and environment of a replica.", change="restart")
     ] = RayActorOptions()
     autoscaling_config: A[
-        AutoscalingConfig | None, Option(struct(AutoscalingConfig, none=True), "Scale with the load.", since="later")
+        AutoscalingConfig | None, Option(struct(AutoscalingConfig, none=True), "Scale with the load.")
     ] = None
     placement_group_bundles: A[
         list[dict[str, float]] | None,
@@ -372,13 +328,19 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def replicas(self) -> int:
-        """How many replicas this version runs: ``num_replicas``, and one where it is 'auto'."""
-        return 1 if isinstance(self.num_replicas, str) else self.num_replicas
+        """How many replicas this version runs; where it scales with the load: at its first deploy."""
+        if self.autoscaling_config is not None:
+            return self.autoscaling_config.first
+        return 1 if self.num_replicas == "auto" else self.num_replicas
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """Pairs (option, what it takes beside the others), for options that cannot stand together."""
         bundles, selectors = self.placement_group_bundles, self.placement_group_bundle_label_selector
-        gang = self.gang_scheduling_config
+        gang, scaling = self.gang_scheduling_config, self.autoscaling_config
+        aim = scaling.aim if scaling is not None else None
+        if aim is not None and aim > self.max_ongoing_requests:
+            takes = f"a number of at most max_ongoing_requests, which is {self.max_ongoing_requests}"
+            yield "autoscaling_config.target_ongoing_requests", f"{takes}: full replicas would count as few requests"
         if self.placement_group_strategy and not bundles:
             yield "placement_group_strategy", "None without placement_group_bundles"
         if selectors and not bundles:
@@ -434,11 +396,13 @@ def deployment_options(
     read = {key: read_option(where, key, declared[key].check, value) for key, value in given.items()}
     _settle_number(read, given, where)
     made = msgspec.structs.replace(base or DeploymentOptions(), **read)
+    if made.num_replicas == "auto" and made.autoscaling_config is None:  # it was taken away
+        made = msgspec.structs.replace(made, num_replicas=1)
     try:
         refuse_contradictions(made)
     except Refused as refused:
         raise OptionError(f"{where}: {refused.path}={shown(refused.value)}: {refused.sentence}.") from None
-    idle = list(_without_effect(read, made)) if stacklevel else []
+    idle = list(_without_effect(read)) if stacklevel else []
     if idle:
         warnings.warn(
             f"{where}: {', '.join(idle)}: accepted and checked, but without effect in this version of Skate.",
@@ -450,29 +414,35 @@ def deployment_options(
 
 def _settle_number(read: dict[str, Any], given: Mapping[str, Any], where: str) -> None:
     """num_replicas and autoscaling_config exclude each other in one place; the later place wins over the earlier."""
-    scaled = read.get("autoscaling_config") is not None
-    if isinstance(given.get("num_replicas"), int) and scaled:
+    scaling = read.get("autoscaling_config")
+    if isinstance(given.get("num_replicas"), int) and scaling is not None:
         raise OptionError(
             f"{where}: num_replicas={given['num_replicas']} contradicts autoscaling_config; give one of the two, "
             "or num_replicas='auto' with autoscaling_config."
         )
+    automatic = read.get("num_replicas") == "auto"
     if "num_replicas" in read and read["num_replicas"] is None:
         read["num_replicas"] = 1
-    if scaled:
-        read.setdefault("num_replicas", "auto")
-    elif isinstance(read.get("num_replicas"), int):
-        read.setdefault("autoscaling_config", None)
+    if automatic and scaling is None:
+        scaling = AutoscalingConfig()
+    if scaling is None:
+        if "num_replicas" in read:
+            read.setdefault("autoscaling_config", None)
+        return
+    if scaling.max_replicas is None:
+        scaling = msgspec.structs.replace(scaling, max_replicas=AUTO_MAX_REPLICAS if automatic else 1)
+        try:
+            refuse_contradictions(scaling, "autoscaling_config.")
+        except Refused as refused:
+            raise OptionError(f"{where}: {refused.path}={shown(refused.value)}: {refused.sentence}.") from None
+    read.update(num_replicas="auto", autoscaling_config=scaling)
 
 
-def _without_effect(read: Mapping[str, Any], made: DeploymentOptions) -> Iterator[str]:
+def _without_effect(read: Mapping[str, Any]) -> Iterator[str]:
     declared = options_of(DeploymentOptions)
     for key, value in read.items():
-        if key == "num_replicas" and value == "auto" and made.autoscaling_config is None:
-            yield "num_replicas='auto' (one replica runs)"
-        elif value == declared[key].default:
+        if value == declared[key].default:
             continue
-        elif key == "autoscaling_config":
-            yield f"{key} ({made.replicas} replica runs)"
         elif declared[key].since == "later":
             yield key
         elif isinstance(value, RayActorOptions | RequestRouterConfig):
@@ -489,14 +459,20 @@ def _groups_without_effect(path: str, group: msgspec.Struct) -> Iterator[str]:
 
 
 def restart_options(options: DeploymentOptions) -> dict[str, Any]:
-    """Options that differ from their default and whose change replicas must see, as plain data (part of a version).
+    """Options whose change only a new process sees, as far as they differ from their default (part of ``version``)."""
+    return _that(options, "restart")
 
-    In this version a replica sees a changed option by being started anew, also where the declaration says that
-    ``reconfigure`` would do. Defaults are left out, so that an option added to Skate later changes no version.
-    """
+
+def reconfigure_options(options: DeploymentOptions) -> dict[str, Any]:
+    """Options that a running replica takes up, as far as they differ from their default (``config`` is their hash)."""
+    return _that(options, "reconfigure")
+
+
+def _that(options: DeploymentOptions, change: Change) -> dict[str, Any]:
+    """As plain data. Defaults are left out, so that an option added to Skate later changes no hash."""
     declared = options_of(DeploymentOptions)
     plain: dict[str, Any] = msgspec.to_builtins(options)
-    return {name: plain[name] for name in sorted(plain) if declared[name].change != "nothing"}
+    return {name: plain[name] for name in sorted(plain) if declared[name].change == change}
 
 
 # -- the options of an instance, and of an application ----------------------------------------------
