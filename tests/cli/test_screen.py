@@ -74,6 +74,7 @@ def test_a_failure_is_said_once_and_short() -> None:
         ("It is so. The last error:\n", "It is so"),
         ("a.\nb", "a: b"),
         (TRACE, "E: x"),
+        (f"in a: {TRACE}", "in a: E: x"),
     ],
 )
 def test_brief(message: str, short: str) -> None:

@@ -16,6 +16,7 @@ from skate.core.errors import SkateError
 
 FRAMES_MAX = 6  # of one traceback
 TOLD_MAX = 32_000  # characters
+TRACEBACK = "Traceback (most recent call last):"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _FRAME = re.compile(r'^\s+(?:\|\s*)?File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -37,7 +38,7 @@ def shortened(text: str) -> str:
             frames = []
             lines.append(line)
     lines += _kept(frames)
-    return "\n".join(line for line in lines if line != "Traceback (most recent call last):")
+    return "\n".join(line.removesuffix(" " + TRACEBACK) for line in lines if line != TRACEBACK)
 
 
 def _kept(frames: list[list[str]]) -> Iterator[str]:

@@ -133,9 +133,10 @@ def _notes(deployment: DeploymentStatus, now: float, since_s: float) -> Iterator
     if loop is not None:
         in_s = duration(max(0.0, loop.next_try_in_s - since_s))
         head = click.style("crash loop:", fg=COLOURS["UNHEALTHY"])
-        error = f": {brief(loop.error)}" if loop.error else ""
-        tries = "no more tries" if deployment.status == "DEPLOY_FAILED" else f"next try in {in_s}"
-        yield f"{head} {loop.failures} failures within a minute, {tries}{error}"
+        then = f"next try in {in_s}" + (f": {brief(loop.error)}" if loop.error else "")
+        if deployment.status == "DEPLOY_FAILED":
+            then = "no more tries"  # and the message of the application has the error
+        yield f"{head} {loop.failures} failures within a minute, {then}"
 
 
 def autoscaling(seen: AutoscalingStatus, now: float) -> Iterator[str]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import click
 
+from skate.authoring.traces import TRACEBACK
 from skate.core.specs import ApplicationStatus, DeploymentStatus, ReplicaStatus, ServeStatus
 
 COLOURS = {
@@ -16,8 +17,6 @@ COLOURS = {
     **dict.fromkeys(("starting", "importing", "loading"), "yellow"),
     **dict.fromkeys(("DRAINING", "DELETING", "draining"), "bright_black"),
 }
-
-TRACEBACK = "Traceback (most recent call last):"
 
 
 def replicas_of(app: ApplicationStatus) -> Iterator[tuple[DeploymentStatus, ReplicaStatus]]:
@@ -43,7 +42,8 @@ def brief(message: str) -> str:
         return ""
     if lines[0].startswith('File "'):
         return lines[-1]
-    first = lines[0].removesuffix(" The error:").removesuffix(" The last error:").rstrip(".")
+    first = lines[0].removesuffix(TRACEBACK).rstrip(": ")
+    first = first.removesuffix(" The error").removesuffix(" The last error").rstrip(".")
     return f"{first}: {lines[-1]}" if lines[1:] and lines[-1] not in first else first
 
 
