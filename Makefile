@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench bench-peers soak fuzz clean
+.PHONY: help venv demo test check format bench bench-peers bench-control soak chaos fuzz clean
 
 help:
 	@echo "make venv     set up $(VENV) with the pinned dependencies (done by the others when needed)"
@@ -16,7 +16,9 @@ help:
 	@echo "make format   let ruff put the source into its form"
 	@echo "make bench    run the short benchmark (a minute, beside uvicorn)"
 	@echo "make bench-peers  run all of it beside all peers (20 minutes; ARGS=--quick: 5); needs wrk"
+	@echo "make bench-control  scaling, updates, deaths under load, decisions and statuses (about two minutes)"
 	@echo "make soak     all kinds of calls at once for SOAK_SECONDS (180), then: nothing lost, nothing open, nothing grown"
+	@echo "make chaos    everything is killed, halted, changed, filled and cut for CHAOS_SECONDS (180), by CHAOS_SEED (1)"
 	@echo "make fuzz     the property tests of wire and HTTP, with thousands of new examples (some minutes)"
 	@echo "make clean    remove $(VENV), the peers' environments and everything built"
 
@@ -52,6 +54,12 @@ bench: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m soak.run
+
+chaos: $(STAMP)
+	$(BIN)/python -m chaos.run
+
+bench-control: $(STAMP)
+	$(BIN)/python -m benchmarks.control
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz --timeout=1200 tests/wire tests/proxy/test_fuzz.py

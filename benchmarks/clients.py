@@ -181,16 +181,26 @@ class Pool:
         self._free.extend([await connect(self._port) for _ in range(count)])
         self._all = count
 
-    async def take(self) -> Connection | None:
-        """A connection; None when there are too many."""
+    def spare(self) -> Connection | None:
+        """One that is open and unused."""
         while self._free:
             if (connection := self._free.pop()).transport is not None:
                 return connection
             self._all -= 1
+        return None
+
+    async def take(self) -> Connection | None:
+        """A connection; None when there are too many."""
+        if (connection := self.spare()) is not None:
+            return connection
         if self._all >= CONNECTIONS_MAX:
             return None
         self._all += 1
-        return await connect(self._port)
+        try:
+            return await connect(self._port)
+        except OSError:
+            self._all -= 1
+            raise
 
     def give(self, connection: Connection) -> None:
         """Back; one that was closed is let go."""

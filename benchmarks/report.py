@@ -13,7 +13,7 @@ import msgspec
 
 from benchmarks.stats import median
 
-Unit = Literal["µs", "ms", "s", "/s", "%", "MB"]
+Unit = Literal["µs", "ms", "s", "/s", "%", "MB", ""]  # "": a count
 Verdict = Literal["pass", "short", ""]
 
 
@@ -82,6 +82,8 @@ class Section(msgspec.Struct, frozen=True):
 
 def shown(value: float, unit: Unit) -> str:
     """A value with its unit, with three digits that mean something."""
+    if not unit:
+        return f"{value:,g}"
     number = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
     return number + (unit if unit in ("/s", "%") else f" {unit}")
 

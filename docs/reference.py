@@ -28,6 +28,9 @@ INTRO = """# Options
 
 Made from the declarations in `src/skate/core/options.py` by `python -m docs.reference`; do not edit by hand.
 
+What a change does to replicas that run stands in the last column: nothing; they take it up where they are, with
+their process and all requests in hand ([health and reconfiguration](health.md)); or new ones replace them.
+
 Names and defaults are Ray Serve's. *Later* means: the value is checked and has no effect in this version; using it
 gives one `NotYetWarning`. An unknown name is an `OptionError` that names the nearest right one.
 """
@@ -41,7 +44,7 @@ def row(name: str, option: Option, default: Any) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-_CHANGE = {"restart": "starts new replicas", "reconfigure": "starts new replicas", "nothing": "touches no replica"}
+_CHANGE = {"restart": "starts new replicas", "reconfigure": "reaches running ones", "nothing": "touches no replica"}
 
 
 def _plain(value: Any) -> Any:

@@ -175,13 +175,13 @@ def test_user_config_needs_reconfigure() -> None:
 
 def test_one_warning_at_the_users_line() -> None:
     with pytest.warns(NotYetWarning, match="on Plain") as seen:
-        deployment(health_check_period_s=1)(Plain)
+        deployment(max_replicas_per_node=1)(Plain)
     assert [one.filename for one in seen] == [__file__]
     with warnings.catch_warnings(record=True) as seen_again:
         warnings.simplefilter("always")
-        made = deployment(Plain, health_check_period_s=1)  # type: ignore[call-overload]
+        made = deployment(Plain, max_replicas_per_node=1)  # type: ignore[call-overload]
         made.options(num_replicas=2)
-        made.options(health_check_period_s=2)
+        made.options(max_replicas_per_node=2)
     assert [(one.category, one.filename) for one in seen_again] == [(NotYetWarning, __file__)] * 2
 
 

@@ -164,17 +164,36 @@ def test_arguments_without_nodes_are_not_copied_and_may_contain_themselves() -> 
     assert back is same and back[1] is back
 
 
-def test_the_version_follows_what_replicas_must_see() -> None:
-    def version(bound: Application[Any]) -> str:
-        return build(bound).deployments[-1].version
+def test_version_and_config_follow_what_a_change_does_to_replicas() -> None:
+    def hashes(bound: Application[Any]) -> tuple[str, str]:
+        spec = build(bound).deployments[-1]
+        return spec.version, spec.config
 
-    first = version(Leaf.bind(1))
-    assert first and first == version(Leaf.bind(1))
-    assert first == version(Leaf.options(num_replicas=3, max_queued_requests=9).bind(1))
-    assert first != version(Leaf.options(max_ongoing_requests=9).bind(1))
-    assert first != version(Leaf.bind(2))
-    assert first != version(Leaf.options(max_threads=2).bind(1))
-    assert first != version(Tree.bind(1))
+    first = hashes(Leaf.bind(1))
+    assert all(first) and first == hashes(Leaf.bind(1))
+    assert first == hashes(Leaf.options(num_replicas=3, max_queued_requests=9).bind(1))  # nothing
+    for soft in ({"max_ongoing_requests": 9}, {"max_threads": 2}, {"health_check_timeout_s": 2}):
+        version, config = hashes(Leaf.options(**soft).bind(1))
+        assert version == first[0] and config != first[1]
+    hard = (Leaf.bind(2), Tree.bind(1), Leaf.options(ray_actor_options={"num_cpus": 2}).bind(1))
+    for bound in hard:
+        version, config = hashes(bound)
+        assert version != first[0] and config == first[1]
+
+
+def test_the_order_of_keys_is_no_change() -> None:
+    @deployment
+    class Tuned:
+        def reconfigure(self, config: Any) -> None: ...
+
+    def hashes(user_config: Any, env: Any) -> tuple[str, str]:
+        options = {"user_config": user_config, "ray_actor_options": {"runtime_env": {"env_vars": env}}}
+        spec = build(Tuned.options(**options).bind()).deployments[0]
+        return spec.version, spec.config
+
+    one = hashes({"a": 1, "b": {"c": 1, "d": 2}}, {"A": "1", "B": "2"})
+    assert one == hashes({"b": {"d": 2, "c": 1}, "a": 1}, {"B": "2", "A": "1"})
+    assert one[1] != hashes({"a": 1, "b": {"c": 2, "d": 1}}, {"A": "1", "B": "2"})[1]
 
 
 def test_the_version_of_code_by_value_is_stable_and_follows_the_code() -> None:

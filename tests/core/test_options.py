@@ -19,11 +19,13 @@ from skate.core.options import (
     BackpressureConfig,
     DeploymentOptions,
     NotYetWarning,
+    RayActorOptions,
     check_http_options,
     check_name,
     check_route_prefix,
     deployment_options,
     options_of,
+    reconfigure_options,
     restart_options,
 )
 from skate.core.specs import HttpOptions
@@ -144,8 +146,6 @@ LATER: list[dict[str, Any]] = [
     {"deployment_actors": [{"name": "x", "actor_class": "a:b"}]},
     {"request_router_config": {"request_router_class": "a:b", "initial_backoff_s": 0.1}},
     {"logging_config": {"encoding": "JSON"}},
-    {"health_check_period_s": 5},
-    {"health_check_timeout_s": 5},
     {"ray_actor_options": {"runtime_env": {"pip": ["numpy"]}}},
     {"ray_actor_options": {"accelerator_type": "H100"}},
 ]
@@ -164,7 +164,7 @@ def test_options_without_effect_say_so_once(options: dict[str, Any]) -> None:
 
 def test_several_options_without_effect_are_one_warning() -> None:
     with pytest.warns(NotYetWarning) as seen:
-        deployment_options({"health_check_timeout_s": 1, "health_check_period_s": 0.1})
+        deployment_options({"max_replicas_per_node": 2, "logging_config": {"encoding": "JSON"}})
     assert len(seen) == 1
 
 
@@ -178,6 +178,7 @@ NOW: list[dict[str, Any]] = [
     {"retry": 2},
     {"request_router_config": {"request_router_class": "a:b", "request_router_kwargs": {"x": [1]}}},
     {"retry": {"predict": 1, "__call__": 0}},
+    {"health_check_period_s": 5, "health_check_timeout_s": 2.5},
     {"max_threads": 4, "max_constructor_retry_count": 1, "num_replicas": None},
     {"rolling_update_percentage": 0.2, "autoscaling_config": None, "max_surge_percent": 0},
 ]
@@ -212,16 +213,29 @@ def test_the_later_place_wins_between_fixed_and_scaled() -> None:
     assert fixed.num_replicas == 2 and fixed.autoscaling_config is None
 
 
-def test_only_what_replicas_must_see_is_part_of_a_version() -> None:
-    assert restart_options(DeploymentOptions()) == {}
-    soft = deployment_options({"num_replicas": 4, "max_queued_requests": 9})
-    assert restart_options(soft) == {}
-    hard = deployment_options({"max_threads": 2, "ray_actor_options": {"num_cpus": 2}, "user_config": {"a": 1}})
-    assert restart_options(hard) == {
-        "max_threads": 2,
-        "ray_actor_options": {"num_cpus": 2.0},
-        "user_config": {"a": 1},
+def test_each_option_counts_for_what_its_change_does() -> None:
+    assert restart_options(DeploymentOptions()) == reconfigure_options(DeploymentOptions()) == {}
+    untouched = deployment_options({"num_replicas": 4, "max_queued_requests": 9, "retry": 2, "max_surge_percent": 50})
+    assert restart_options(untouched) == reconfigure_options(untouched) == {}
+    given = {"max_threads": 2, "user_config": {"a": 1}, "graceful_shutdown_timeout_s": 3, "health_check_period_s": 1}
+    seen = deployment_options({**given, "ray_actor_options": {"num_cpus": 2}})
+    assert reconfigure_options(seen) == given
+    assert restart_options(seen) == {"ray_actor_options": {"num_cpus": 2.0}}
+
+
+def test_a_group_and_what_is_in_it_do_the_same_to_replicas() -> None:
+    groups = {
+        "backpressure_config": BackpressureConfig,
+        "ray_actor_options": RayActorOptions,
+        "autoscaling_config": AutoscalingConfig,
+        "gang_scheduling_config": declared.GangSchedulingConfig,
+        "deployment_actors": declared.DeploymentActor,
+        "request_router_config": declared.RequestRouterConfig,
+        "logging_config": declared.LoggingConfig,
     }
+    whole = options_of(DeploymentOptions)
+    for name, group in groups.items():
+        assert {option.change for option in options_of(group).values()} == {whole[name].change}, name
 
 
 @given(st.integers())

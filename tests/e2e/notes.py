@@ -40,6 +40,9 @@ class Gate:
     def open(self) -> None:
         Path(self.path).touch()
 
+    def is_open(self) -> bool:
+        return os.path.exists(self.path)
+
     def shut(self) -> None:
         os.unlink(self.path)
 

@@ -23,7 +23,7 @@ from skate.dataplane.transport.peers import listen
 from skate.dataplane.wire.head import ReplyHead, decode_http
 from skate.engine.base import Life
 from tests.proxy.conftest import Run
-from tests.proxy.world import LIMIT_S, TEXT, Replica, echo, forever, hello, served, until
+from tests.proxy.world import LIMIT_S, TEXT, Replica, dial, echo, forever, hello, served, until
 
 
 @asynccontextmanager
@@ -119,6 +119,25 @@ def test_a_stream_goes_on_while_the_server_ends(run: Run) -> None:
                 await until(lambda: made.replicas["/"].exchanges)
                 asyncio.get_running_loop().call_later(0.05, go.set)
             assert (await request).text == "0123"
+
+    run(test())
+
+
+def test_a_request_on_its_way_when_the_server_ends_is_answered(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_server, "LAST_REQUEST_S", LIMIT_S)  # it ends before, with the last connection
+
+    async def test() -> None:
+        async with served({"/": hello}) as made, dial(made) as idle:
+            await idle.ask()
+            with socket.create_connection(("127.0.0.1", made.port)) as unaccepted:  # the loop has not turned since
+                unaccepted.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+                assert made.server is not None
+                ending = asyncio.ensure_future(proxy_server.drain(made.front, made.server))
+                await until(lambda: made.front.draining)
+                reply = await idle.ask()
+                assert (reply.status, reply.text, reply.header(b"connection")) == (200, "hello", [b"close"])
+                await ending
+                assert unaccepted.recv(65536).startswith(b"HTTP/1.1 200")
 
     run(test())
 

@@ -95,6 +95,7 @@ class World:
         self.router = Router("proxy 0", SystemClock())
         self.front = Front(self.router, options, SystemClock())
         self.port = 0
+        self.server: asyncio.Server | None = None
         self.replicas: dict[str, Replica] = {}
 
     async def mount(self, apps: dict[str, Handler]) -> None:
@@ -139,7 +140,7 @@ async def served(
     async with world(apps, options, **limits) as made:
         listener = bind("127.0.0.1", 0)
         made.port = listener.getsockname()[1]
-        server = await serve(made.front, listener)
+        made.server = server = await serve(made.front, listener)
         try:
             yield made
         finally:

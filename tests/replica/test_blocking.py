@@ -13,7 +13,7 @@ from skate.dataplane.replica.blocking import (
     LoopWatch,
     Sample,
 )
-from skate.dataplane.replica.watchdog import NOBODY, PACKAGE, SKATE, USER, owner_of, sample_of
+from skate.dataplane.replica.stacks import NOBODY, PACKAGE, SKATE, USER, owner_of, sample_of
 
 BOUND_S = 0.4
 STEP = object()

@@ -10,6 +10,9 @@ import pytest
 
 from skate.core.errors import MethodNotFoundError
 from skate.dataplane.replica.callable import Method, Target, construct, kind_of
+from skate.dataplane.replica.threads import aside
+
+aside_ = functools.partial(aside, name="beside")
 
 
 class Model:
@@ -194,7 +197,7 @@ def test_reconfigure_sync_async_and_missing() -> None:
             t = Target("app", "Dep", cls())
             await t.reconfigure({"a": 1})
             assert t.instance.config == {"a": 1} and t.instance.thread is threading.main_thread()
-            await t.reconfigure(2, asyncio.to_thread)
+            await t.reconfigure(2, aside_)
             assert t.instance.config == 2
             assert (t.instance.thread is threading.main_thread()) == (cls is Async)
         for bad in (Target("app", "Dep", Model()), Target("app", "Dep", len)):
@@ -215,11 +218,14 @@ def test_health_checks() -> None:
             raise RuntimeError("ill")
 
     async def main() -> None:
-        await Target("app", "Dep", Model()).check_health()
-        await Target("app", "Dep", len).check_health()
-        for cls in (Sync, Async):
+        for none in (Target("app", "Dep", Model()), Target("app", "Dep", len)):
+            assert none.health_kind is None
+            await none.check_health(aside_)
+        for cls, kind in ((Sync, "sync"), (Async, "async")):
+            target = Target("app", "Dep", cls())
+            assert target.health_kind == kind
             with pytest.raises(RuntimeError, match="ill"):
-                await Target("app", "Dep", cls()).check_health()
+                await target.check_health(aside_)
 
     asyncio.run(main())
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import random
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -246,3 +247,103 @@ def test_a_feed_keeps_few_items_and_few_bytes_ahead() -> None:
         threads.close()
 
     asyncio.run(main())
+
+
+# -- another number of threads ------------------------------------------------------------------
+
+
+class Held:
+    """Jobs that run until they are let go, and how many of them do at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: list[int] = []
+        self.gates = [threading.Event() for _ in range(40)]
+
+    def __call__(self, number: int) -> None:
+        with self.lock:
+            self.running.append(number)
+        self.gates[number].wait(LIMIT_S)
+        with self.lock:
+            self.running.remove(number)
+
+    def release(self) -> None:
+        for gate in self.gates:
+            gate.set()
+
+
+def handler_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("skate-handler")}
+
+
+def test_fewer_threads_end_what_they_have_in_hand_and_begin_nothing_new() -> None:
+    held = Held()
+
+    async def scenario(threads: Threads) -> None:
+        before = handler_threads()
+        tasks = [asyncio.create_task(threads.run(partial(held, n))) for n in range(8)]
+        await until(lambda: len(held.running) == 4)
+        threads.resize(2)
+        held.gates[0].set()
+        held.gates[1].set()
+        await asyncio.gather(*tasks[:2])
+        assert sorted(held.running) == [2, 3]  # two that wait did not take the places of two that ended
+        held.gates[2].set()
+        await until(lambda: sorted(held.running) == [3, 4])
+        held.release()
+        await asyncio.gather(*tasks)
+        await until(lambda: len(handler_threads() - before) == 2)
+        threads.resize(1)  # of two that wait for a job
+        await until(lambda: len(handler_threads() - before) == 1)
+        assert await threads.run(lambda: "still") == "still"
+
+    with_threads(4, scenario)
+
+
+def test_more_threads_begin_at_once_with_what_waits() -> None:
+    held = Held()
+
+    async def scenario(threads: Threads) -> None:
+        tasks = [asyncio.create_task(threads.run(partial(held, n))) for n in range(5)]
+        await until(lambda: held.running == [0])
+        threads.resize(3)
+        await until(lambda: sorted(held.running) == [0, 1, 2])
+        threads.resize(1)
+        threads.resize(4)  # before anybody has ended
+        await until(lambda: sorted(held.running) == [0, 1, 2, 3])
+        held.release()
+        await asyncio.gather(*tasks)
+
+    with_threads(1, scenario)
+
+
+def test_any_sequence_of_sizes_runs_everything_once_and_never_too_much() -> None:
+    chance = random.Random(4)
+    done: list[int] = []
+    most = 0
+    allowed = 3
+    running = 0
+    lock = threading.Lock()
+
+    def job(number: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        with lock:
+            running -= 1
+            done.append(number)
+
+    async def scenario(threads: Threads) -> None:
+        nonlocal most
+        for turn in range(100):
+            tasks = [asyncio.create_task(threads.run(partial(job, 20 * turn + n))) for n in range(20)]
+            size = chance.randint(1, 6)
+            threads.resize(size)
+            await asyncio.gather(*tasks)
+            most = 0
+            await asyncio.gather(*(threads.run(partial(job, -1)) for _ in range(5)))
+            assert most <= size
+        assert sorted(one for one in done if one >= 0) == list(range(2000))
+
+    with_threads(allowed, scenario)

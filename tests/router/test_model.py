@@ -1,8 +1,8 @@
 """Several routers and several replicas under random events: what must hold at every moment, and what when all is quiet.
 
 One seed is one story of random submits, cancellations, deadlines, answers, failures, code that cannot be interrupted,
-deaths, births, drains, broken connections and snapshots, over connections of memory that deliver at random speed.
-Every story ends in quiet: nobody does anything any more but answer. A failing story names its seed;
+deaths, births, drains, other limits, broken connections and snapshots, over connections of memory that deliver
+at random speed. Every story ends in quiet: nobody does anything any more but answer. A failing story names its seed;
 ``asyncio.run(play(seed))`` repeats it.
 """
 
@@ -163,6 +163,10 @@ class Replica:
         for exchange in self.slots.close():
             exchange.refuse(returned=True)
 
+    def resize(self, limit: int) -> None:
+        self.limit = limit
+        self.slots.resize(limit)
+
     def begin(self, exchange: Exchange) -> None:
         exchange.begin()
         self.works.append(exchange)
@@ -290,6 +294,10 @@ class World:
             replica.drain()
             self.draining.append(replica)
 
+    def resize(self) -> None:
+        if self.replicas:
+            self.chance.choice(self.replicas).resize(self.chance.choice((1, 1, 2, 3, 5)))
+
     def break_a_connection(self) -> None:
         links = [link for router in self.routers for lane in router.lanes.values() for link in lane.links.values()]
         peers = [link.peer for link in links if link.peer is not None]
@@ -316,6 +324,8 @@ class World:
             self.break_a_connection()
         elif what < 0.975:
             self.chance.choice(self.routers).instance_ended()
+        elif what < 0.99:
+            self.resize()
         self.clock.advance(0.1)
         for _ in range(self.chance.choice((0, 0, 1, 2, 7))):
             self.check()
@@ -346,7 +356,8 @@ class World:
                     assert link.in_flight == sum(call.link is link for call in mine) and link.granted == 0
         for replica in self.replicas:
             slots = replica.slots
-            assert slots.ongoing == len(replica.works) and slots.ongoing + slots.promised <= replica.limit
+            assert slots.ongoing == len(replica.works)
+            assert not slots.promised or slots.ongoing + slots.promised <= replica.limit
 
     def check_quiet(self) -> None:
         """When nothing is under way."""
@@ -361,8 +372,8 @@ class World:
                 )
         for replica in self.replicas:
             assert not replica.slots.promised, f"{replica.id} has promised a slot that nobody uses"
-            assert replica.slots.load == replica.slots.ongoing or replica.slots.ongoing == replica.limit
-            if replica.slots.ongoing == replica.limit:
+            assert replica.slots.load == replica.slots.ongoing or replica.slots.ongoing >= replica.limit
+            if replica.slots.ongoing >= replica.limit:
                 continue
             for router in self.routers:
                 lane = router.lanes[replica.key]

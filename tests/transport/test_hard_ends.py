@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import uvloop
 
 from skate.core.errors import BackPressureError, PayloadTooLargeError, RemoteError, SkateError
-from skate.dataplane.transport import peers
+from skate.dataplane.transport import framed, peers
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.transport.failure import UserFailure, decode_failure, described, encode_failure, rebuild
 from skate.dataplane.transport.peers import Peer, connect, listen
@@ -83,6 +84,49 @@ def test_what_a_dead_process_had_said_is_heard_even_when_a_write_finds_it_dead(r
             assert waiting.heard == late.heard == ["lost"]
 
     runner(main())
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize(("broken", "heard"), [(False, ["lost"]), (True, ["started", "lost"])])
+def test_what_was_said_last_may_be_lost_with_a_link(runner: Any, broken: bool, heard: list[str]) -> None:
+    """Over a network nobody knows what a callee had begun when the link broke; so nothing of it is sent again."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            connecting = asyncio.create_task(connect(f"tcp:127.0.0.1:{listener.getsockname()[1]}", "caller"))
+            await asyncio.sleep(0)
+            listener.settimeout(LIMIT_S)
+            replica, _ = listener.accept()
+            with replica:
+                replica.sendall(Connection("callee").hello("replica"))
+                peer: Peer = await connecting
+                sent = Marks()
+                peer.open(sent, HEAD, b"", True)
+                peer.flush()
+                while b"r1" not in replica.recv(65536):
+                    pass
+                if broken:
+                    replica.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await until(lambda: sent.heard[-1:] == ["lost"])
+            assert sent.heard == heard
+
+    runner(main())
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux says for how long it sends in vain")
+def test_a_link_that_is_silent_counts_as_lost() -> None:
+    async def main() -> None:
+        listener = await listen("tcp:127.0.0.1:0", lambda exchange: None, "callee")
+        peer = await connect(listener.address, "caller")
+        for end in (peer, *listener.listening.sessions):
+            assert end.transport is not None
+            line = end.transport.get_extra_info("socket")
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == framed.SILENT_S * 1000
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        peer.close()
+        await listener.close()
+
+    asyncio.run(main())
 
 
 def test_a_call_that_is_too_large_is_refused_and_the_connection_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """From bound deployments to the plain value that is deployed: one AppSpec with everything a replica needs.
 
 Law: ``build`` is a function of the graph; children come first, the root last, names are given bottom-up and from left
-to right, and two builds of an unchanged graph give equal versions. A node is one deployment, wherever it appears.
+to right, and two builds of an unchanged graph give equal versions and configurations. A node is one deployment,
+wherever it appears.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from skate.authoring.deployment import Application, Deployment
 from skate.authoring.ingress import MARK
 from skate.core.checks import shown
 from skate.core.errors import CodeError, GraphError, ImportPathError, OptionError
-from skate.core.options import DeploymentOptions, check_name, check_route_prefix, restart_options
+from skate.core.options import DeploymentOptions, check_name, check_route_prefix, reconfigure_options, restart_options
 from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef, Source
 
 __all__ = ["Application", "build", "deployments", "nodes", "with_options"]
@@ -53,7 +54,7 @@ def build(
         name=name,
         route_prefix=route_prefix,
         ingress=names[app],
-        deployments=tuple(_spec(name, node, names[node], refs, node is app) for node in found),
+        deployments=tuple(_spec(name, node, names[node], refs, texts[node], node is app) for node in found),
         sys_path=tuple(dict.fromkeys(sys_path if sys_path is not None else _search_path())),
         cwd=cwd if cwd is not None else os.getcwd(),
         sources=sources.merged(texts.values()),
@@ -158,7 +159,12 @@ def _free_name(base: str, taken: set[str], counts: dict[str, int]) -> str:
 
 
 def _spec(
-    app: str, node: Application[Any], name: str, refs: dict[Application[Any], HandleRef], root: bool
+    app: str,
+    node: Application[Any],
+    name: str,
+    refs: dict[Application[Any], HandleRef],
+    texts: dict[str, Source],
+    root: bool,
 ) -> DeploymentSpec:
     target: Any = node._deployment.func_or_class
     options = node._deployment.all_options
@@ -172,18 +178,17 @@ def _spec(
         ingress=root,
         asgi=_is_asgi(node),
     )
-    return with_options(bare, options, target)
+    return with_options(bare, options, texts)
 
 
-def with_options(spec: DeploymentSpec, options: DeploymentOptions, target: Any) -> DeploymentSpec:
-    """The same code with these options, and so of the version that both make.
+def with_options(spec: DeploymentSpec, options: DeploymentOptions, texts: dict[str, Source]) -> DeploymentSpec:
+    """The same code with these options, and so of the version and configuration that both make.
 
-    ``target``: the class or function that the code is. Raises ``OptionError``.
+    ``texts``: those that the code is made of (``sources.sources_of``). Raises ``OptionError``.
     """
     _check_request_router(spec.name, options)
-    texts = sources.sources_of(code.module_of(target))
-    version = _version(spec.code, texts, spec.init, msgspec.msgpack.encode(restart_options(options)))
-    return msgspec.structs.replace(spec, options=options, version=version)
+    version = _version(spec.code, texts, spec.init, restart_options(options))
+    return msgspec.structs.replace(spec, options=options, version=version, config=_config(reconfigure_options(options)))
 
 
 def deployments(root: Application[Any]) -> dict[str, Deployment[..., Any]]:
@@ -217,10 +222,21 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
         raise OptionError(f"{where}: it cannot be made with request_router_kwargs={arguments}: {error}") from error
 
 
-def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: bytes) -> str:
+def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: dict[str, Any]) -> str:
+    """What a replica is made of: another one needs a new process."""
     written = code.fingerprint(packed) + sources.fingerprint(texts)
-    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(restart).digest())
+    parts = (written, sha256(code.without_tracks(init)).digest(), sha256(_in_order(restart)).digest())
     return sha256(b"".join(parts)).hexdigest()
+
+
+def _config(reconfigure: dict[str, Any]) -> str:
+    """What a running replica can take up."""
+    return sha256(_in_order(reconfigure)).hexdigest()
+
+
+def _in_order(plain: dict[str, Any]) -> bytes:
+    """The same bytes for equal values: the order in which somebody wrote the keys of a dict is no change."""
+    return msgspec.msgpack.encode(plain, order="deterministic")
 
 
 # -- arguments --------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import asyncio
 import heapq
 import itertools
 import time
-from typing import Protocol
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 
 class Clock(Protocol):
@@ -58,3 +59,19 @@ class ManualClock:
             _, _, waiter = heapq.heappop(self._sleepers)
             if not waiter.done():
                 waiter.set_result(None)
+
+
+async def within(clock: Clock, work: Awaitable[Any], seconds: float) -> bool:
+    """Waits for ``work``, at most ``seconds`` of the clock; whether it ended, with whatever outcome.
+
+    What has not ended is cancelled, unless it is shielded.
+    """
+    done = asyncio.ensure_future(work)
+    alarm = asyncio.ensure_future(clock.sleep(seconds))
+    try:
+        await asyncio.wait({done, alarm}, return_when=asyncio.FIRST_COMPLETED)
+        return done.done()
+    finally:
+        done.cancel()
+        alarm.cancel()
+        await asyncio.gather(done, alarm, return_exceptions=True)

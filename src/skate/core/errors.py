@@ -139,6 +139,10 @@ class ReplicaDiedError(CallError):
     status, grpc = 500, "UNAVAILABLE"
 
 
+class ReplicaStoppedError(ReplicaDiedError):
+    """The replica was told to end, and the call outlasted the grace (``graceful_shutdown_timeout_s``)."""
+
+
 class CallTimeoutError(CallError, TimeoutError):
     """The deadline of the call has passed."""
 

@@ -20,6 +20,7 @@ from skate.core.checks import (
     NAME,
     PLAIN,
     TRUTH,
+    Change,
     Check,
     Option,
     Refused,
@@ -55,6 +56,7 @@ __all__ = [
     "check_route_prefix",
     "deployment_options",
     "options_of",
+    "reconfigure_options",
     "restart_options",
 ]
 
@@ -295,7 +297,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         Any, Option(PLAIN, "Passed to the class's reconfigure() at start and on change.", change="reconfigure")
     ] = None
     max_threads: A[
-        int, Option(whole(1, 1024), "Threads for `def` handlers; 1: one at a time per replica.", "threads", "restart")
+        int,
+        Option(whole(1, 1024), "Threads for `def` handlers; 1: one at a time per replica.", "threads", "reconfigure"),
     ] = 1
     loop_block_warning_s: A[
         float | None,
@@ -303,20 +306,28 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
             number(0, none=True),
             "A handler that keeps the event loop from turning for longer is named in log and status; None or 0: off.",
             "s",
-            "restart",
+            "reconfigure",
         ),
     ] = 0.25
     graceful_shutdown_timeout_s: A[
-        float, Option(number(0), "Time for ongoing requests before a stopping replica is killed.", "s")
+        float,
+        Option(number(0), "Time for ongoing requests before a stopping replica is killed.", "s", "reconfigure"),
     ] = 20.0
     graceful_shutdown_wait_loop_s: A[
         float, Option(number(0), "Accepted and not needed: a replica ends when its last request does.", "s")
     ] = 2.0
     health_check_period_s: A[
-        float, Option(number(0, above=True), "How often a replica must show that it lives.", "s", since="later")
+        float, Option(number(0, above=True), "How often the class's check_health() is called.", "s", "reconfigure")
     ] = 10.0
     health_check_timeout_s: A[
-        float, Option(number(0, above=True), "Silent for this long, a replica is replaced.", "s", since="later")
+        float,
+        Option(
+            number(0, above=True),
+            "A strike: check_health() did not end, or the event loop did not turn, for this long. "
+            "Three in a row, and the replica is replaced.",
+            "s",
+            "reconfigure",
+        ),
     ] = 30.0
     max_constructor_retry_count: A[
         int, Option(whole(1), "Failed starts in a row until it is given up; at most 3 per replica.", "starts")
@@ -489,14 +500,20 @@ def _groups_without_effect(path: str, group: msgspec.Struct) -> Iterator[str]:
 
 
 def restart_options(options: DeploymentOptions) -> dict[str, Any]:
-    """Options that differ from their default and whose change replicas must see, as plain data (part of a version).
+    """Options whose change only a new process sees, as far as they differ from their default (part of ``version``)."""
+    return _that(options, "restart")
 
-    In this version a replica sees a changed option by being started anew, also where the declaration says that
-    ``reconfigure`` would do. Defaults are left out, so that an option added to Skate later changes no version.
-    """
+
+def reconfigure_options(options: DeploymentOptions) -> dict[str, Any]:
+    """Options that a running replica takes up, as far as they differ from their default (``config`` is their hash)."""
+    return _that(options, "reconfigure")
+
+
+def _that(options: DeploymentOptions, change: Change) -> dict[str, Any]:
+    """As plain data. Defaults are left out, so that an option added to Skate later changes no hash."""
     declared = options_of(DeploymentOptions)
     plain: dict[str, Any] = msgspec.to_builtins(options)
-    return {name: plain[name] for name in sorted(plain) if declared[name].change != "nothing"}
+    return {name: plain[name] for name in sorted(plain) if declared[name].change == change}
 
 
 # -- the options of an instance, and of an application ----------------------------------------------

@@ -304,6 +304,7 @@ _OUTCOMES = {
     "BackPressureError": Outcome.REFUSED,
     "DeploymentUnavailableError": Outcome.REFUSED,
     "ReplicaDiedError": Outcome.LOST,
+    "ReplicaStoppedError": Outcome.LOST,
 }
 
 

@@ -270,12 +270,15 @@ class Front:
         return sum(HEAD <= connection.phase <= ANSWER for connection in self.connections) + len(self.sockets)
 
     def drain(self) -> None:
-        """From now on each connection is closed when nothing is under way on it; WebSockets at once."""
+        """From now on each connection is closed with its next answer; WebSockets at once."""
         self.draining = True
-        for connection in list(self.connections):
-            connection.drain()
         for socket in list(self.sockets):
             socket.fail(DeploymentUnavailableError(DRAINING))
+
+    def close_idle(self) -> None:
+        """Closes the connections on which nothing is under way."""
+        for connection in list(self.connections):
+            connection.drain()
 
     def cut(self) -> None:
         """Ends the requests that are still under way; their clients are told that the service is not available."""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("skate.proxy")
 
 DRAIN_MAX_S = 4.0  # for requests in flight when the proxy is stopped; the controller kills it after 5
+LAST_REQUEST_S = (
+    0.1  # for requests that are on their way on idle connections: a client that is at work sends one by then
+)
 CUT_MAX_S = 0.5  # for the errors that the remaining ones are then told
 FILES_MORE = 1000  # descriptors that a proxy needs beside its connections
 
@@ -105,9 +108,16 @@ async def _serve(id: str, options: HttpOptions, listener: socket.socket, uplink:
 
 
 async def drain(front: Front, server: asyncio.Server, limit_s: float = DRAIN_MAX_S) -> None:
-    """Takes no more connections, lets requests in flight finish, and ends at ``limit_s`` those that have not."""
-    server.close()
+    """Takes no more connections, lets requests in flight finish, and ends at ``limit_s`` those that have not.
+
+    A connection that is idle stays open for a moment: a request that is on its way on it would be lost. Its answer,
+    like all from now on, says that the connection closes.
+    """
+    await _stop_listening(front, server)
     front.drain()
+    if await _emptied(front, min(limit_s, LAST_REQUEST_S)):
+        return
+    front.close_idle()
     if await _emptied(front, limit_s):
         return
     if front.busy:
@@ -116,6 +126,22 @@ async def drain(front: Front, server: asyncio.Server, limit_s: float = DRAIN_MAX
     await _emptied(front, CUT_MAX_S)
     front.close()
     await _emptied(front, CUT_MAX_S)
+
+
+async def _stop_listening(front: Front, server: asyncio.Server) -> None:
+    """Closes the port, and takes in who waits in the kernel's queue for it: closing alone would reset them."""
+    copies = [socket.fromfd(one.fileno(), one.family, one.type) for one in server.sockets]
+    server.close()
+    waiting: list[socket.socket] = []
+    for copy in copies:
+        with copy, contextlib.suppress(OSError):  # nobody waits any more
+            copy.setblocking(False)
+            while len(waiting) < BACKLOG:
+                waiting.append(copy.accept()[0])
+    for line in waiting:
+        line.setblocking(False)
+        with contextlib.suppress(OSError):  # it went away meanwhile
+            await front.loop.connect_accepted_socket(front.connect, line)
 
 
 async def _emptied(front: Front, limit_s: float) -> bool:

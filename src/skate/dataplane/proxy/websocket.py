@@ -25,7 +25,7 @@ from websockets.http11 import Request as Handshake
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from skate.core.errors import BackPressureError, DeploymentUnavailableError, SkateError
+from skate.core.errors import BackPressureError, DeploymentUnavailableError, ReplicaStoppedError, SkateError
 from skate.dataplane.call import Call
 from skate.dataplane.proxy.answers import Answer, cause_of, of_error, unusable
 from skate.dataplane.proxy.request import Headers, Request
@@ -406,7 +406,7 @@ def closing_of(error: BaseException, request_id: str) -> tuple[int, str]:
         return SERVER_ERROR, f"{error.failure.name} in request {request_id}"
     if isinstance(error, BackPressureError):
         return LATER, str(error)
-    if isinstance(error, DeploymentUnavailableError):
+    if isinstance(error, DeploymentUnavailableError | ReplicaStoppedError):
         return RESTART, str(error)
     return SERVER_ERROR, str(error) if isinstance(error, SkateError) else f"request {request_id} failed"
 

@@ -3,6 +3,7 @@
 Law: a place is blamed only if the loop did not answer for the whole bound and one and the same step of user code was
 seen running at two looks meanwhile; many short steps in a row, or a machine that gave us no time, are nobody's fault.
 Each episode is counted; its log lines are at most two, and one place is named at most once in ``AGAIN_S``.
+A strike against the replica's health is another matter: a loop that is silent for that long, whoever's fault it is.
 """
 
 from __future__ import annotations
@@ -78,6 +79,25 @@ class LoopWatch:
             return None
         self._blame, self._step = found, None
         return Began(found, seconds)
+
+
+class Silence:
+    """How long the loop has been silent, in strikes. Only time that somebody watched counts: of a process that was
+    stopped, or whose threads could not run, nobody knows what its loop would have done.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._looked_at: float | None = None
+
+    def look(self, now: float, silent: bool, timeout_s: float, pause_s: float) -> int:
+        """One look: strikes so far, one for each ``timeout_s``. ``pause_s``: what lies between two looks at most."""
+        before, self._looked_at = self._looked_at, now
+        if not silent:
+            self.seconds = 0.0
+        elif before is not None:
+            self.seconds += min(now - before, pause_s)
+        return int(self.seconds / timeout_s)
 
 
 class _Tally:

@@ -2,12 +2,12 @@
 
 Law: nothing is inspected on the way of a request; a method is described at its first call and then looked up.
 Constructor, first ``reconfigure`` and destructor run on the loop's thread, where ``asyncio`` works in them as users
-expect; a slow one holds up only a replica that serves nothing (yet, or any more).
+expect; a slow one holds up only a replica that serves nothing (yet, or any more). A later ``reconfigure`` and
+``check_health`` run beside requests and wait for none: a ``def`` on a thread of its own.
 """
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -99,19 +99,34 @@ class Target:
 
     async def reconfigure(self, user_config: Any, offload: Offload | None = None) -> None:
         """Calls the user's ``reconfigure(user_config)``. Raises TypeError if there is none, or what it raises."""
-        function = None if self.is_function else getattr(self.instance, "reconfigure", None)
-        if not callable(function):
+        function = self._own("reconfigure")
+        if function is None:
             raise TypeError(
                 f"user_config is given for deployment {self.deployment!r}, but it has no method "
                 "reconfigure(self, user_config) to receive it; add one, or drop user_config"
             )
         await _run(lambda: function(user_config), kind_of(function), offload)
 
-    async def check_health(self) -> None:
-        """Calls the user's ``check_health()``, if there is one; raises what it raises. Never waits for handlers."""
-        function = None if self.is_function else getattr(self.instance, "check_health", None)
-        if callable(function):
-            await _run(function, kind_of(function), asyncio.to_thread)
+    @property
+    def is_configurable(self) -> bool:
+        """Whether there is a method ``reconfigure``."""
+        return self._own("reconfigure") is not None
+
+    @property
+    def health_kind(self) -> Kind | None:
+        """How the user's ``check_health`` is to be run; None: there is none."""
+        function = self._own("check_health")
+        return None if function is None else kind_of(function)
+
+    async def check_health(self, offload: Offload) -> None:
+        """Calls the user's ``check_health()``, if there is one; raises what it raises."""
+        function = self._own("check_health")
+        if function is not None:
+            await _run(function, kind_of(function), offload)
+
+    def _own(self, name: str) -> Callable[..., Any] | None:
+        function = None if self.is_function else getattr(self.instance, name, None)
+        return function if callable(function) else None
 
     async def destroy(self) -> None:
         """Calls the user's ``__del__`` (sync or async), the first time only, and sees to it that nobody else does."""

@@ -11,22 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.responses import Response
 
 from skate.core import context
-from skate.core.clock import Clock
+from skate.core.clock import Clock, within
 from skate.core.errors import (
     CallTimeoutError,
     CancelCause,
     MethodNotFoundError,
-    ReplicaDiedError,
+    ReplicaStoppedError,
     RequestCancelledError,
-    SkateError,
     StreamMismatchError,
 )
 from skate.dataplane.payload import dumps, loads, receive
@@ -37,6 +34,7 @@ from skate.dataplane.replica.callable import Method, Target
 from skate.dataplane.replica.outflow import Outflow, closing
 from skate.dataplane.replica.request import Request
 from skate.dataplane.replica.threads import Feed, Threads
+from skate.dataplane.replica.trace import user_traceback
 from skate.dataplane.stream import ResponseStream
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.wire.head import HTTP, PYTHON, WEBSOCKET, decode_http
@@ -45,7 +43,6 @@ from skate.dataplane.wire.parts import IN_PARTS
 logger = logging.getLogger("skate.replica")
 
 CLEANUP_S = 1.0  # what cancelled handlers get for their finally blocks when the replica ends
-_OWN_FILES = str(Path(context.__file__).parents[1])  # the folder of the package
 
 Done = Callable[[], None]
 
@@ -65,7 +62,6 @@ class Invoker:
         self._context = contextvars.copy_context()
         self._running: set[Invocation] = set()
         self._closing = False
-        self.on_call: Callable[[], None] | None = None  # told of the next call, and then forgotten
         self._idle: asyncio.Event = asyncio.Event()
 
     @property
@@ -87,9 +83,6 @@ class Invoker:
         exchange.begin()
         invocation = Invocation(self, exchange, done)
         self._running.add(invocation)
-        if self.on_call is not None:
-            told, self.on_call = self.on_call, None
-            told()
         exchange.on_cancel = invocation.cancel
         invocation.task = self.loop.create_task(invocation.run(), context=self._context.copy())
 
@@ -108,10 +101,6 @@ class Invoker:
         if not self._running:
             self._idle.set()
 
-    async def reconfigure(self, user_config: Any) -> None:
-        """Passes a new ``user_config`` to the target while it serves; a ``def reconfigure`` runs between handlers."""
-        await self.target.reconfigure(user_config, self.threads.run)
-
     async def close(self, grace_s: float, waited_s: float = 0.0) -> None:
         """Refuses new calls, gives those under way ``grace_s`` to end, then cancels the rest. Hanging threads stay.
 
@@ -125,21 +114,9 @@ class Invoker:
         self.threads.close()
 
     async def _until_idle(self, limit_s: float) -> None:
-        if not self._running or limit_s <= 0:
-            return
-        self._idle.clear()
-        waits = [self.loop.create_task(self._idle.wait()), self.loop.create_task(_asleep(self.clock, limit_s))]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-
-
-async def _asleep(clock: Clock, seconds: float) -> bool:
-    await clock.sleep(seconds)
-    return True
+        if self._running and limit_s > 0:
+            self._idle.clear()
+            await within(self.clock, self._idle.wait(), limit_s)
 
 
 class Invocation:
@@ -212,7 +189,7 @@ class Invocation:
 
     def stop(self, reason: str) -> None:
         """The replica gives the call up: the caller hears of it at once."""
-        self.exchange.fail(ReplicaDiedError(f"Request {self.exchange.head.request_id}: {reason}."))
+        self.exchange.fail(ReplicaStoppedError(f"Request {self.exchange.head.request_id}: {reason}."))
         self.cancel(reason, "shutting_down")
 
     def _client_left(self) -> None:
@@ -461,13 +438,3 @@ def _is_awaitable(value: Any) -> bool:
 def _with_chunk(item: Any) -> tuple[Any, bytes]:
     """An item, and what goes to an HTTP client for it."""
     return item, stream_chunk(item)
-
-
-def user_traceback(error: BaseException) -> str | None:
-    """The traceback from the user's first line on; None for an error in which none of the user's code took part."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
-        trace = trace.tb_next
-    if trace is None and isinstance(error, SkateError | TypeError):
-        return None
-    return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
-from skate.core.clock import Clock
+from skate.core.clock import Clock, within
 from skate.core.errors import DeployError
 
 log = logging.getLogger("skate.replica")
@@ -51,14 +50,14 @@ class Lifespan:
         """Runs the startup. Raises DeployError, caused by the application's own exception, when that fails."""
         self._inbox.put_nowait({"type": "lifespan.startup"})
         self._task = asyncio.create_task(self._run(), name="lifespan")
-        if not await self._within(self._started.wait(), self._startup_s):
+        if not await within(self._clock, self._started.wait(), self._startup_s):
             await self._cancel()
             raise DeployError(f"the startup of the ASGI application did not end within {self._startup_s:g} s")
         if self._answer is None:  # it ended without a word: no support for lifespans
             self.supported = False
             return
         if self._answer["type"] == "lifespan.startup.failed":
-            await self._within(asyncio.shield(self._task), UNWIND_S)
+            await within(self._clock, asyncio.shield(self._task), UNWIND_S)
             await self._cancel()
             raise self._startup_error() from self.failure
 
@@ -69,7 +68,7 @@ class Lifespan:
             return
         self._stopping = True
         self._inbox.put_nowait({"type": "lifespan.shutdown"})
-        if not await self._within(asyncio.shield(task), self._shutdown_s):
+        if not await within(self._clock, asyncio.shield(task), self._shutdown_s):
             log.warning("the shutdown of the ASGI application did not end within %g s", self._shutdown_s)
             await self._cancel()
         elif self.failure is not None:
@@ -111,20 +110,8 @@ class Lifespan:
             reason = str((self._answer or {}).get("message") or "it gave no reason").rstrip()
         return DeployError(f"the startup of the ASGI application failed: {reason}")
 
-    async def _within(self, work: Awaitable[Any], seconds: float) -> bool:
-        """Waits for ``work``, at most ``seconds`` of the clock; whether it ended. Cancels what it started."""
-        done = asyncio.ensure_future(work)
-        alarm = asyncio.ensure_future(self._clock.sleep(seconds))
-        try:
-            await asyncio.wait({done, alarm}, return_when=asyncio.FIRST_COMPLETED)
-            return done.done()
-        finally:
-            done.cancel()
-            alarm.cancel()
-            await asyncio.gather(done, alarm, return_exceptions=True)
-
     async def _cancel(self) -> None:
         if self._task is not None and not self._task.done():
             self._stopping = True
             self._task.cancel()
-            await self._within(asyncio.shield(self._task), UNWIND_S)
+            await within(self._clock, asyncio.shield(self._task), UNWIND_S)

@@ -113,8 +113,15 @@ class Slots(Generic[T]):
         self._settle()
 
     def resize(self, limit: int) -> None:
-        """Changes the limit; calls that run are left alone."""
+        """Changes the limit. Calls that run are left alone; promises beyond the limit are taken back, and whoever had
+        them is the next to get one: a call that still comes for such a promise is refused like any other.
+        """
         self.limit = limit
+        while self.promised and self.ongoing + self.promised > limit:
+            caller = next(reversed(self._promised))
+            self._unpromise(caller, 1)
+            if caller not in self._waiting:
+                self._waiting.appendleft(caller)
         self._settle()
 
     def _unpromise(self, caller: Hashable, count: int) -> None:

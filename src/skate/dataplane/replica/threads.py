@@ -54,7 +54,7 @@ class Job:
 
 
 class Threads:
-    """``max_threads`` daemon threads, started when first needed."""
+    """At most ``max_threads`` daemon threads, started when first needed; ``resize`` changes how many."""
 
     def __init__(self, max_threads: int, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -62,7 +62,10 @@ class Threads:
         self._started = 0
         self._open = 0  # jobs that were submitted and have not ended
         self._jobs: deque[Job] = deque()
-        self._tickets: SimpleQueue[bool] = SimpleQueue()  # one for each job; False: the thread may end
+        self._tickets: SimpleQueue[bool | None] = (
+            SimpleQueue()
+        )  # True: for a job; False: end; None: look at the surplus
+        self._surplus: deque[None] = deque()  # one for each thread that is too many: who takes it, ends
         self._ended: deque[Job] = deque()
         self._woken = False
 
@@ -81,6 +84,20 @@ class Threads:
         self._jobs.append(job)
         self._tickets.put(True)
         return job
+
+    def resize(self, max_threads: int) -> None:
+        """Changes how many threads there may be. What runs goes on; nothing new begins on a thread too many."""
+        self._max = max_threads
+        while self._started < max_threads and self._surplus:
+            with suppress(IndexError):  # taken this moment
+                self._surplus.pop()
+                self._started += 1
+        while self._started < min(max_threads, self._open):
+            self._start_thread()
+        while self._started > max_threads:
+            self._started -= 1
+            self._surplus.append(None)
+            self._tickets.put(None)  # for one that waits for a job; the others look when theirs has ended
 
     def drop(self, job: Job) -> None:
         """A job that has not begun never begins, and nothing is kept of it; one that has begun is left alone."""
@@ -106,16 +123,28 @@ class Threads:
 
     def close(self) -> None:
         """Lets the threads end after the jobs that are queued."""
+        self._max = 0  # no more are started
         for _ in range(self._started):
             self._tickets.put(False)
-        self._started = self._max  # no more are started
 
     def _start_thread(self) -> None:
         threading.Thread(target=self._work, name=f"skate-handler-{self._started + 1}", daemon=True).start()
         self._started += 1  # not before: when the system has no thread left, the next call tries again
 
+    def _is_surplus(self) -> bool:
+        try:
+            self._surplus.pop()
+        except IndexError:
+            return False
+        return True
+
     def _work(self) -> None:
-        while self._tickets.get():
+        while not self._is_surplus():
+            ticket = self._tickets.get()
+            if ticket is None:
+                continue
+            if not ticket:
+                return
             try:
                 job = self._jobs.popleft()
             except IndexError:  # its job was dropped
@@ -138,6 +167,23 @@ class Threads:
             job.ended = True
             if job.on_end is not None:
                 job.on_end()
+
+
+async def aside(function: Callable[[], Any], name: str) -> Any:
+    """Runs a function on a new thread of its own, beside the handlers' and behind none of them.
+
+    Cancelled: the thread goes on, and nobody hears of its end.
+    """
+    loop = asyncio.get_running_loop()
+    job, ended = Job(function), loop.create_future()
+
+    def work() -> None:
+        job.work()
+        wake(loop, partial(_resolve, ended))
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    await ended
+    return job.outcome()
 
 
 class Feed:

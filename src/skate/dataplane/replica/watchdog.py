@@ -1,81 +1,102 @@
 """A thread that asks the loop of a replica now and then whether it is there, and looks who keeps it from answering.
 
-Law: it costs the way of a request nothing but a look at one attribute. It wakes twice within the bound while calls are
-under way, sleeps when none has been for ``IDLE_S`` until the next call comes (a wake-up of a thread costs 70 to 100 us
-on a virtual machine, too much to do it in a hundred idle replicas), and looks at stacks only when the loop has been
-silent for half the bound. What follows from what it sees is decided in ``blocking``.
+Law: it costs the way of a request nothing. It wakes twice within ``loop_block_warning_s`` while calls are under way.
+When none has been for ``IDLE_S``, it makes sure once more that the loop turns, and sleeps until bytes come for the
+replica: a wake-up of a thread costs 70 to 100 us on a virtual machine, too much to do it in a hundred idle replicas.
+The kernel tells it of bytes when it tells the loop, so a blocked loop is found out by the first who wants something.
+Stacks are looked at only when the loop has been silent for half the bound; what follows is decided in ``blocking``.
+A loop that is silent for ``health_check_timeout_s`` is a strike, and the thread itself must tell.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
-import sysconfig
 import threading
-from collections.abc import Callable, Iterator, Set
-from itertools import takewhile
-from pathlib import Path
-from types import CodeType, FrameType
-from typing import Protocol
+from collections.abc import Callable
+from math import inf
+from types import FrameType
+from typing import NamedTuple, Protocol
 
-from skate.core import context
 from skate.core.clock import Clock
+from skate.core.options import DeploymentOptions
 from skate.core.specs import LoopBlocking
-from skate.dataplane.replica.blocking import Blockings, Ended, LoopWatch, Sample
+from skate.dataplane.replica.blocking import Blockings, Ended, LoopWatch, Sample, Silence
+from skate.dataplane.replica.doorbell import Doorbell
+from skate.dataplane.replica.stacks import outwards, sample_of
 
 logger = logging.getLogger("skate.replica")
 
 IDLE_S = 2.0  # without a call, until it sleeps; a call that wakes it pays for that, so not in every pause
 TELL_S = 0.5  # after an episode, for the counts to be told; more of them meanwhile go along
+CRY_AGAIN_S = 1.0  # until it tries again to be heard
 FAILED_S = 1.0  # until it tries again after an error of its own
 STOP_S = 1.0  # for the thread to end
-FILES_MAX = 10_000  # of which it is remembered whose they are
-
-_OWN = str(Path(context.__file__).parents[1]) + os.sep
-_CALLS = os.path.join(_OWN, "dataplane") + os.sep
-_STANDARD = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
-_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-
-# Whose code a file holds: who is named first, when it is on the stack, has the higher number. NOBODY: the loop itself.
-NOBODY, SKATE, PACKAGE, USER = range(4)
+LOOKS_PER_STRIKE = 4  # at least
+PAUSE_MIN_S = 0.005  # between two looks
 
 
 class Calls(Protocol):
-    """The calls of the replica: how many are under way, and who wants to hear, once, that another one comes."""
-
-    on_call: Callable[[], None] | None
+    """The calls of the replica: how many are under way."""
 
     @property
     def ongoing(self) -> int: ...
 
 
+class Terms(NamedTuple):
+    """What it goes by. ``bound_s``: silence that is named, inf: none is; ``timeout_s``: silence that is a strike.
+
+    ``tick_s``: how often something of the loop's own is due while nobody calls; None: nothing is.
+    """
+
+    bound_s: float
+    timeout_s: float
+    tick_s: float | None = None
+
+    @classmethod
+    def of(cls, options: DeploymentOptions, checks_health: bool) -> Terms:
+        tick_s = options.health_check_period_s if checks_health else None
+        return cls(options.loop_block_warning_s or inf, options.health_check_timeout_s, tick_s)
+
+
 class Watchdog:
-    """Watches the loop that it is made on while there are ``calls``; ``tell`` gets the counts (on the loop)."""
+    """Watches the loop that it is made on.
+
+    ``tell`` gets the counts of blockings, on the loop. ``cry`` gets strikes and their error, on the thread, which may
+    block for a while in it; it says whether somebody heard.
+    """
 
     def __init__(
         self,
         name: str,
-        bound_s: float,
+        terms: Terms,
         clock: Clock,
         calls: Calls,
         tell: Callable[[tuple[LoopBlocking, ...]], object],
+        cry: Callable[[int, str], bool],
     ) -> None:
         self._name = name
+        self._terms = terms
         self._clock = clock
         self._calls = calls
-        self._tell = tell
+        self._tell, self._cry = tell, cry
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._watch = LoopWatch(bound_s)
+        self._watch = LoopWatch(terms.bound_s)
         self._blockings = Blockings()
+        self._silence = Silence()
+        self._said = self._cried = 0  # strikes that the log and the controller know of
+        self._cry_at = 0.0
         self._answered_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._busy_at = clock.now()  # when calls were last seen
+        self._busy_at = clock.now()  # when calls were last seen, or came
+        self._curious = False  # asks the loop at the next look even if there is no call
+        self._emptied = False  # the doorbell, and no call was seen since
         self._stopped = False
         self._base: frozenset[FrameType] = frozenset()
-        self._bell = threading.Lock()  # held; whoever releases it wakes the thread
+        self._bell = threading.Lock()  # held; whoever releases it wakes the thread between two looks
+        self._doorbell = Doorbell()
         self._thread = threading.Thread(target=self._main, name="skate-watchdog", daemon=True)
 
     def start(self) -> None:
@@ -83,13 +104,23 @@ class Watchdog:
         self._bell.acquire()
         self._loop.call_soon(self._see_base)
 
+    def hear(self, fd: int) -> None:
+        """Bytes that come at this socket are for the loop."""
+        self._doorbell.hear(fd)
+
+    def take_up(self, terms: Terms) -> None:
+        """Goes by other terms from the next look on (from the loop)."""
+        self._terms = terms
+        self._ring()
+
     def stop(self) -> None:
         """Ends the thread (from the loop)."""
         self._stopped = True
-        self._calls.on_call = None
         self._ring()
         if self._thread.is_alive():
             self._thread.join(STOP_S)
+        if not self._thread.is_alive():
+            self._doorbell.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -106,41 +137,72 @@ class Watchdog:
             try:
                 if not self._look():
                     return
-                self._bell.acquire(timeout=self._pause_s())
+                self._rest()
             except Exception:  # an alarm that fails must not end the watch
                 logger.exception("the watchdog of %s failed to look", self._name)
                 self._bell.acquire(timeout=FAILED_S)
 
+    @property
     def _pause_s(self) -> float:
-        """Seconds until the next look; -1: until somebody rings."""
+        """Between two looks."""
+        return max(PAUSE_MIN_S, min(self._watch.period_s, self._terms.timeout_s / LOOKS_PER_STRIKE))
+
+    def _rest(self) -> None:
+        """Waits until the next look is due."""
         if self._watch.pinged_at is not None or self._clock.now() - self._busy_at < IDLE_S:
-            return self._watch.period_s
-        self._calls.on_call = self._ring
-        if self._calls.ongoing == 0:  # none has come before it could ring
-            return -1
-        self._calls.on_call = None
-        return self._watch.period_s
+            self._bell.acquire(timeout=self._pause_s)
+        elif not self._emptied:  # and then asks once more: the loop that answers has all in hand that came before
+            self._doorbell.empty()
+            self._emptied = self._curious = True
+        else:
+            if self._doorbell.wait(self._terms.tick_s):
+                self._busy_at, self._emptied = self._clock.now(), False
+            self._curious = True
 
     def _look(self) -> bool:
         """One look; False when the loop is closed."""
         watch, now = self._watch, self._clock.now()
+        watch.bound_s = self._terms.bound_s
         busy = self._calls.ongoing > 0
         if busy:
-            self._busy_at = now
-        event = watch.look(now, busy, self._answered_at, self._sample)
+            self._busy_at, self._emptied = now, False
+        silent = watch.pinged_at is not None and self._answered_at is None
+        event = watch.look(now, busy or self._curious, self._answered_at, self._sample)
         if event is not None:
             line = self._blockings.note(event, now)
             if line is not None:
                 logger.warning("%s: %s", self._name, line)
         try:
             if watch.pinged_at == now:
-                self._answered_at = None
+                self._answered_at, self._curious = None, False
                 self._loop.call_soon_threadsafe(self._answer)
             if isinstance(event, Ended):
                 self._loop.call_soon_threadsafe(self._plan_to_tell)
         except RuntimeError:  # closed
             return False
+        self._judge(self._silence.look(now, silent, self._terms.timeout_s, 2 * self._pause_s), now)
         return True
+
+    def _judge(self, strikes: int, now: float) -> None:
+        """Says aloud when the strikes are others than those that were heard."""
+        if strikes == self._cried or now < self._cry_at:
+            return
+        error = self._blame() if strikes else ""
+        if strikes > self._said:
+            logger.warning("%s: failed liveness, %d in a row: %s", self._name, strikes, error)
+        self._said = strikes
+        if self._cry(strikes, error):
+            self._cried = strikes
+        else:
+            self._cry_at = now + CRY_AGAIN_S
+
+    def _blame(self) -> str:
+        found = self._sample()
+        text = f"the event loop has not turned for {self._silence.seconds:.1f} s"
+        if found is None:
+            return f"{text}; no user code is seen on it"
+        inside = f", now inside {found.inside}" if found.inside else ""
+        return f"{text}: {found.place} is running{inside}"
 
     def _sample(self) -> Sample | None:
         frame = sys._current_frames().get(self._loop_thread)
@@ -151,13 +213,14 @@ class Watchdog:
     def _see_base(self) -> None:
         """Notes what the loop itself stands on, down to the program that started it; then the thread may begin."""
         if not self._stopped:
-            self._base = frozenset(_outwards(sys._getframe(1)))
+            self._base = frozenset(outwards(sys._getframe(1)))
             self._thread.start()
 
     def _ring(self) -> None:
-        """Wakes the thread."""
+        """Wakes the thread, wherever it waits."""
         if self._bell.locked():
             self._bell.release()
+        self._doorbell.ring()
 
     def _answer(self) -> None:
         self._answered_at = self._clock.now()
@@ -169,57 +232,3 @@ class Watchdog:
     def _tell_counts(self) -> None:
         self._timer = None
         self._tell(self._blockings.counts())
-
-
-# -- stacks -------------------------------------------------------------------------------------
-
-
-def sample_of(frame: FrameType, base: Set[FrameType] = frozenset()) -> Sample | None:
-    """What a stack says, given its innermost frame: the innermost function of the user, else of a package, else the
-    part of Skate that works for a call; None when nothing is on it but the loop and its ``base``.
-    """
-    frames = list(takewhile(lambda one: one not in base, _outwards(frame)))
-    if not frames:
-        return None
-    owners = [owner_of(one.f_code.co_filename) for one in frames]
-    best = max(owners)
-    if best == NOBODY:
-        return None
-    chosen = frames[owners.index(best)]
-    step = frames[len(owners) - 1 - owners[::-1].index(best)]
-    inside = "" if chosen is frames[0] else shown(frames[0].f_code, frames[0].f_lineno)
-    return Sample(step, shown(chosen.f_code, chosen.f_lineno), inside)
-
-
-def shown(code: CodeType, line: int) -> str:
-    """Function, file and line, as short as they stay clear."""
-    file = code.co_filename
-    here = os.getcwd() + os.sep
-    return f"{code.co_qualname} ({file.removeprefix(here)}:{line})"
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-_owners: dict[str, int] = {}
-
-
-def owner_of(file: str) -> int:
-    """Whose code a file holds."""
-    owner = _owners.get(file)
-    if owner is None:
-        if len(_owners) >= FILES_MAX:
-            _owners.clear()
-        owner = _owners[file] = _owner_of(file)
-    return owner
-
-
-def _owner_of(file: str) -> int:
-    if file.startswith(_OWN):
-        return SKATE if file.startswith(_CALLS) else NOBODY
-    if any(part in file for part in _PACKAGES):
-        return PACKAGE
-    return NOBODY if file.startswith((*_STANDARD, "<frozen ")) else USER

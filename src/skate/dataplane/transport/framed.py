@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from contextlib import suppress
 from typing import Protocol
 
 from skate.core.errors import WireError
@@ -26,6 +27,19 @@ WRITE_HIGH = 1024 * 1024  # bytes in the transport above which streams wait
 READ_MAX = 256 * 1024  # bytes of one read of what a broken connection still holds
 ABORT_S = 1.0  # for what was gathered to leave a connection that is closed for a broken protocol
 CLOSE_S = 5.0  # the same for one that is closed in order
+SILENT_S = 10.0  # without a sign of life from another machine, after which the connection to it counts as lost
+
+
+def watch_line(raw: socket.socket) -> None:
+    """Lets the kernel notice, within ``SILENT_S``, that a link is cut or the machine at its other end is gone."""
+    third_s = max(1, round(SILENT_S / 3))
+    kept = {"TCP_KEEPIDLE": third_s, "TCP_KEEPINTVL": third_s, "TCP_KEEPCNT": 2}  # for a connection that is silent
+    kept["TCP_USER_TIMEOUT"] = round(SILENT_S * 1000)  # for what was sent on it
+    with suppress(OSError), socket.fromfd(raw.fileno(), raw.family, raw.type) as line:  # uvloop's own takes no options
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in kept.items():
+            if (option := getattr(socket, name, None)) is not None:  # not every system has them all
+                line.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Packs(Protocol):
@@ -60,6 +74,8 @@ class Framed(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH)  # type: ignore[union-attr]
         raw = transport.get_extra_info("socket")
         self._fd = -1 if raw is None else raw.fileno()
+        if raw is not None and raw.family != socket.AF_UNIX:
+            watch_line(raw)
         if self.wire.role == "caller":
             self.write(self.hello(raw))
 
@@ -133,6 +149,11 @@ class Framed(asyncio.Protocol):
             self._drained.set()
 
     # -- for the two ends -----------------------------------------------------------------------
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the socket below; -1: there is none."""
+        return self._fd
 
     def hello(self, raw: socket.socket | None) -> bytes:
         """The first frame; ``raw`` is the socket below, if there is one."""

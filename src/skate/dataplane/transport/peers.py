@@ -87,11 +87,13 @@ class Peer(Framed):
         self.load = 0  # calls the callee had in hand when it last spoke
         self.heard_at = 0.0  # when that was, on the loop's clock
         self.mark: Mark | None = None
+        self.far = False  # over a network: what the callee said last may be lost with the connection
         self.on_ready: Callable[[int], None] | None = None
         self.on_lost: Callable[[Peer], None] | None = None
 
     def hello(self, raw: socket.socket | None) -> bytes:
         self.mark = offered(raw)
+        self.far = raw is not None and raw.family != socket.AF_UNIX
         return self.wire.hello(self.name, os.getpid(), -1 if self.mark is None else self.mark.fd, probe(raw))
 
     # -- calls ----------------------------------------------------------------------------------
@@ -201,9 +203,10 @@ class Peer(Framed):
         sinks, self.sinks = self.sinks, {}
         if self.on_lost is not None:
             self.on_lost(self)  # first, so that no call is sent here again
+        unsure = self.far and error is not None  # any of them may have begun: none may be executed twice
         for call, sink in sinks.items():
             try:
-                if self.has_started(call):
+                if unsure or self.has_started(call):
                     sink.wire_started()
                 sink.wire_lost(error)
             except Exception:
@@ -318,8 +321,11 @@ class _ControlSink:
 class Listener:
     """A listening address; ``close`` ends it with all its sessions."""
 
-    def __init__(self, address: str, listening: Listening, close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, address: str, listening: Listening, close: Callable[[], Awaitable[None]], fds: tuple[int, ...] = ()
+    ) -> None:
         self.address = address
+        self.fds = fds  # of the sockets that it accepts on
         self.listening = listening
         self._close = close
 
@@ -367,7 +373,7 @@ async def listen(address: str, accept: Acceptor, name: str) -> Listener:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(rest)
 
-    return Listener(address, listening, close)
+    return Listener(address, listening, close, tuple(one.fileno() for one in server.sockets))
 
 
 async def connect(address: str, name: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Peer:
