@@ -38,6 +38,7 @@ from skate.core.checks import (
     text,
     unknown_hint,
     whole,
+    without_defaults,
 )
 from skate.core.errors import OptionError
 from skate.core.ids import name_problem
@@ -512,18 +513,8 @@ def reconfigure_options(options: DeploymentOptions) -> dict[str, Any]:
 def _that(options: DeploymentOptions, change: Change) -> dict[str, Any]:
     """As plain data. Defaults are left out, so that an option added to Skate later changes no hash."""
     declared = options_of(DeploymentOptions)
-    plain = _without_defaults(options)
+    plain = without_defaults(options)
     return {name: plain[name] for name in sorted(plain) if declared[name].change == change}
-
-
-def _without_defaults(group: msgspec.Struct) -> dict[str, Any]:
-    """By value: an empty group that somebody wrote down says nothing."""
-    found = {name: getattr(group, name) for name, one in options_of(type(group)).items()}
-    return {
-        name: _without_defaults(value) if isinstance(value, msgspec.Struct) else msgspec.to_builtins(value)
-        for name, value in found.items()
-        if value != options_of(type(group))[name].default
-    }
 
 
 # -- the options of an instance, and of an application ----------------------------------------------
