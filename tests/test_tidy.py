@@ -31,7 +31,7 @@ FLOORS: Floors = (
     ("authoring", "engine", "features", "observe"),  # 2 what users declare; mechanisms
     ("dataplane",),  # 3 the way of a request
     ("controlplane",),  # 4 the way of a decision
-    ("serve", "dashboard", "routers"),  # 5 what users call
+    ("serve", "dashboard", "routers", "autoscaling"),  # 5 what users call
     ("admin",),  # 6 REST
     ("cli __main__", "compat", "testing", "__init__"),  # 7 doors
 )
@@ -51,7 +51,7 @@ INNER_FLOORS: dict[str, Floors] = {
     ),
     "controlplane": (
         ("decide",),
-        ("store client broadcast sightings",),
+        ("store client broadcast sightings policies",),
         ("records publications processes",),
         ("state",),
         ("applications tellings builder",),

@@ -16,8 +16,10 @@ from skate.authoring import code
 from skate.authoring.deployment import Application, Deployment, deployment
 from skate.authoring.graph import build, nodes
 from skate.authoring.ingress import ingress
+from skate.autoscaling import requests_per_second_policy
 from skate.core.errors import CodeError, GraphError, OptionError
 from skate.core.specs import AppSpec, HandleRef
+from tests.controlplane import policies_of_users as policies
 
 
 @deployment
@@ -271,3 +273,38 @@ def test_any_graph_has_unique_names_children_first_and_closed_references(app: Ap
         assert one.name == (given_name or one.name)
         before.add(one.name)
     assert build(app) == spec
+
+
+def scaled(**policy: Any) -> Application[Any]:
+    return Leaf.options(autoscaling_config={"max_replicas": 2, "policy": policy}).bind()
+
+
+def test_a_policy_that_the_controller_can_ask_is_accepted() -> None:
+    for policy in (
+        {"policy_function": "tests.controlplane.policies_of_users:counting"},
+        {"policy_function": policies.Remembering, "policy_kwargs": {"start": 3}},
+        {"policy_function": requests_per_second_policy, "policy_kwargs": {"target_per_replica": 10}},
+        {},
+    ):
+        assert build(scaled(**policy)).deployments
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"policy_function": "no.such.module:policy"}, "does not import in this process"),
+        ({"policy_function": "tests.controlplane.policies_of_users:countin"}, "'counting'"),
+        ({"policy_function": "__main__:policy"}, "move it to a module of its own"),
+        ({"policy_function": lambda context, memory: (1, memory)}, "move it to a module of its own"),
+        ({"policy_function": policies.of_one}, r"a policy is called with \(context, memory\)"),
+        ({"policy_function": policies.waiting}, "it is async"),
+        ({"policy_function": policies.scaled_by}, r"cannot be used with policy_kwargs=\{\}.*share"),
+        ({"policy_function": policies.Remembering, "policy_kwargs": {"stop": 1}}, "stop"),
+        ({"policy_function": "tests.controlplane.policies_of_users:release"}, "cannot be called"),
+        ({"policy_function": requests_per_second_policy}, "target_per_replica"),
+    ],
+)
+def test_a_policy_that_nobody_can_ask_is_refused_at_deploy(policy: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said) as refused:
+        build(scaled(**policy))
+    assert "deployment 'Leaf': autoscaling_config.policy" in str(refused.value)

@@ -177,11 +177,27 @@ def test_the_end_of_the_instance_ends_a_run(here: Place) -> None:
     here.nothing_left()
 
 
-def test_a_supervisor_that_dies_is_an_error(here: Place) -> None:
+def test_a_killed_supervisor_is_noticed_by_nobody(here: Place, free_port: int) -> None:
+    running = here.start("run", "app:app", "--port", str(free_port))
+    running.until("Ctrl-C ends it")
+    before = here.pids()
+    primary, standby = here.supervisors()
+    os.kill(primary, signal.SIGKILL)
+    until(lambda: here.supervisors()[0] == standby, "the standby has taken over")
+    assert get(free_port) == "hello"
+    assert before.keys() - here.pids().keys() == {primary}
+    assert running.end() == 0
+    here.nothing_left()
+
+
+def test_supervisors_that_die_at_once_are_an_error(here: Place) -> None:
     running = here.start("run", "app:app", "--port", "0")
     running.until("Ctrl-C ends it")
     here.pids()
-    os.kill(int((here.runtime / "default" / "pid").read_text()), signal.SIGKILL)
+    supervisors = here.supervisors()
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in supervisors:
+            os.kill(pid, number)
     assert running.wait() == 1
     assert "error: the instance broke down" in running.text
     here.nothing_left()

@@ -116,6 +116,7 @@ def test_builds_belong_to_their_application(tmp_path: Path) -> None:
 
 def test_times() -> None:
     assert time_of(line(7, "x")) == AT + 7.5
+    assert time_of("2026-11-27T07:30:07.500 own form") == AT + 7.5
     for other in ("", "x", "2026-11-27 07:30:00 INFO [x] no milliseconds", "2026-99-27 07:30:00,000 INFO [x]"):
         assert time_of(other) is None
 
@@ -128,6 +129,11 @@ def test_lines_without_a_time_go_with_what_is_before_them() -> None:
         Record("p", AT + 2.5, [second]),
     ]
     assert records_of("p", ["print"], 9.0) == [Record("p", 9.0, ["print"])]
+
+
+def test_of_a_progress_bar_its_end_is_shown(tmp_path: Path) -> None:
+    write(tmp_path, "a/A#1", "10 %\r50 %\r100 %\n windows\r\nhalf")
+    assert [one.lines for one in past(str(tmp_path), Pick(), 10)[0]] == [["100 %", " windows"]]
 
 
 # -- following ----------------------------------------------------------------------------------------

@@ -82,6 +82,13 @@ def test_watching_one_application_for_programs(here: FakeInstance, monkeypatch: 
     assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["DEPLOYING", "RUNNING"]
 
 
+def test_an_application_that_goes_is_watched_for(here: FakeInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.controller.statuses = [BOTH_RUN, ServeStatus(), BOTH_RUN]
+    Takes(monkeypatch, 3)
+    lines = invoke("status", "--watch", "--json", "--name", "one").stdout.splitlines()
+    assert [json.loads(line) is None for line in lines] == [False, True, False]
+
+
 def test_watching_goes_over_to_the_next_controller(here: FakeInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     here.controller.losses = 1
     monkeypatch.setattr("skate.cli.following.running_pid", lambda _: 1)

@@ -136,10 +136,23 @@ class Place:
             for replica in deployment["replicas"]
         ]
         proxies = [proxy["pid"] for proxy in status["proxies"].values()]
-        supervisor = int((self.runtime / "default" / "pid").read_text())
         table = process_table()
-        found = {pid: table[pid] for pid in (supervisor, status["controller_pid"], *proxies, *replicas) if pid in table}
+        pids = (*self.supervisors(), status["controller_pid"], *proxies, *replicas)
+        found = {pid: table[pid] for pid in pids if pid in table}
         self.seen |= found
+        return found
+
+    def supervisors(self) -> tuple[int, int]:
+        """The present one, and the standby that would go on in its place."""
+
+        def both() -> tuple[int, int] | None:
+            with contextlib.suppress(OSError):
+                one, two = (int((self.runtime / "default" / name).read_text()) for name in ("pid", "standby"))
+                if one != two and two in process_table():
+                    return one, two
+            return None
+
+        found: tuple[int, int] = until(both, "a supervisor and a standby")
         return found
 
     def nothing_left(self) -> None:
@@ -158,8 +171,12 @@ class Place:
         for pid in alive(self.seen, process_table()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(OSError, ValueError):  # a detached supervisor that no test looked at
-            os.kill(int((self.runtime / "default" / "pid").read_text()), signal.SIGKILL)
+        with contextlib.suppress(OSError, ValueError):  # a detached instance that no test looked at
+            session = os.getsid(int((self.runtime / "default" / "pid").read_text()))
+            for pid in process_table():
+                with contextlib.suppress(OSError):
+                    if os.getsid(pid) == session != os.getsid(0):
+                        os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.runtime, ignore_errors=True)
 
 

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skate.autoscaling import default_autoscaling_policy
 from skate.core import options as declared
 from skate.core.errors import OptionError
 from skate.core.options import (
     HTTP_OPTIONS,
     AutoscalingConfig,
+    AutoscalingPolicy,
     BackpressureConfig,
     DeploymentOptions,
     NotYetWarning,
@@ -28,6 +30,7 @@ from skate.core.options import (
     reconfigure_options,
     restart_options,
 )
+from skate.core.scaling import DEFAULT_POLICY
 from skate.core.specs import HttpOptions
 
 GROUPS = [group for group in vars(declared).values() if isinstance(group, type) and issubclass(group, msgspec.Struct)]
@@ -105,6 +108,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"autoscaling_config": {"target_num_ongoing_requests": 9}}, "the nearest is 'target_ongoing_requests'"),
     ({"autoscaling_config": {"aggregation_function": "sum"}}, "takes one of 'mean', 'max', 'min'"),
     ({"autoscaling_config": {"upscale_delay_s": -1}}, "upscale_delay_s=-1"),
+    ({"autoscaling_config": {"min_replicas": 2}}, "max_replicas=1: takes a whole number >= min_replicas, which is 2"),
+    ({"autoscaling_config": {"min_replicas": 200}, "num_replicas": "auto"}, "max_replicas=100: takes a whole"),
+    ({"autoscaling_config": {"min_replicas": 2, "initial_replicas": 1}}, "initial_replicas=1: takes a whole number >="),
+    ({"autoscaling_config": {"initial_replicas": 2}}, "initial_replicas=2: takes a whole number from 1 to 1"),
+    ({"autoscaling_config": {"look_back_period_s": 0}}, "look_back_period_s=0"),
+    ({"autoscaling_config": {"upscaling_factor": 0}}, "upscaling_factor=0"),
+    ({"autoscaling_config": {"policy": {"policy_function": 3}}}, "policy.policy_function=3: takes an import path"),
+    ({"autoscaling_config": {"policy": {"policy_kwarg": {}}}}, "the nearest is 'policy_kwargs'"),
+    (
+        {"autoscaling_config": {"target_ongoing_requests": 9}},
+        "autoscaling_config.target_ongoing_requests=9.0: takes a number of at most max_ongoing_requests, which is 5",
+    ),
+    ({"num_replicas": "auto", "max_ongoing_requests": 1}, "autoscaling_config.target_ongoing_requests=2.0"),
     ({"num_replicas": 2, "autoscaling_config": {}}, "num_replicas=2 contradicts autoscaling_config"),
     ({"placement_group_strategy": "PACK"}, "takes None without placement_group_bundles"),
     ({"placement_group_strategy": "NEAR"}, "takes one of 'PACK'"),
@@ -137,9 +153,6 @@ def test_user_config_that_contains_itself_is_refused() -> None:
 
 
 LATER: list[dict[str, Any]] = [
-    {"num_replicas": "auto"},
-    {"autoscaling_config": {"max_replicas": 4}},
-    {"autoscaling_config": AutoscalingConfig(max_replicas=4)},
     {"placement_group_bundles": [{"CPU": 1}]},
     {"max_replicas_per_node": 2},
     {"gang_scheduling_config": {"gang_size": 1}},
@@ -180,6 +193,10 @@ NOW: list[dict[str, Any]] = [
     {"retry": {"predict": 1, "__call__": 0}},
     {"health_check_period_s": 5, "health_check_timeout_s": 2.5},
     {"max_threads": 4, "max_constructor_retry_count": 1, "num_replicas": None},
+    {"num_replicas": "auto"},
+    {"num_replicas": "auto", "autoscaling_config": {"target_ongoing_requests": 1, "smoothing_factor": 0.5}},
+    {"autoscaling_config": AutoscalingConfig(max_replicas=4, initial_replicas=2, metrics_interval_s=1)},
+    {"num_replicas": None, "autoscaling_config": {"min_replicas": 0, "max_replicas": 4}},
     {"rolling_update_percentage": 0.2, "autoscaling_config": None, "max_surge_percent": 0},
 ]
 
@@ -211,6 +228,45 @@ def test_the_later_place_wins_between_fixed_and_scaled() -> None:
         fixed = deployment_options({"num_replicas": 2}, scaled)
     assert scaled.num_replicas == "auto" and scaled.autoscaling_config is not None
     assert fixed.num_replicas == 2 and fixed.autoscaling_config is None
+
+
+def test_auto_means_what_it_means_in_ray_serve() -> None:
+    plain = deployment_options({"num_replicas": "auto"})
+    own = deployment_options({"num_replicas": "auto", "autoscaling_config": {"min_replicas": 3}})
+    bounded = deployment_options({"num_replicas": "auto", "autoscaling_config": AutoscalingConfig(max_replicas=1)})
+    alone = deployment_options({"autoscaling_config": {"min_replicas": 0}})
+    for made, bounds in ((plain, (1, 100)), (own, (3, 100)), (bounded, (1, 1)), (alone, (0, 1))):
+        config = made.autoscaling_config
+        assert made.num_replicas == "auto" and config is not None
+        assert (config.min_replicas, config.max_replicas) == bounds and made.replicas == bounds[0]
+        assert config.target_ongoing_requests == 2.0
+    config = AutoscalingConfig()
+    assert (config.upscale_delay_s, config.downscale_delay_s, config.to_zero_delay_s) == (30, 600, 600)
+    assert (config.look_back_period_s, config.aggregation_function, config.up, config.down) == (30, "mean", 1, 1)
+
+
+def test_deprecated_factors_work_and_the_new_names_win() -> None:
+    assert (AutoscalingConfig(smoothing_factor=0.5).up, AutoscalingConfig(smoothing_factor=0.5).down) == (0.5, 0.5)
+    old = AutoscalingConfig(smoothing_factor=0.5, upscale_smoothing_factor=2, downscale_smoothing_factor=3)
+    assert (old.up, old.down) == (2, 3)
+    new = AutoscalingConfig(upscale_smoothing_factor=2, upscaling_factor=4, downscaling_factor=0.1)
+    assert (new.up, new.down) == (4, 0.1)
+
+
+def test_the_default_policy_has_one_name_however_it_is_said() -> None:
+    for said in ("ray.serve.autoscaling_policy:default_autoscaling_policy", default_autoscaling_policy, DEFAULT_POLICY):
+        made = deployment_options({"autoscaling_config": {"policy": {"policy_function": said}}})
+        assert made.autoscaling_config is not None
+        assert made.autoscaling_config.policy == AutoscalingPolicy()
+
+
+def test_other_policies_are_not_bound_to_ongoing_requests() -> None:
+    deployment_options({"autoscaling_config": {"target_ongoing_requests": 9, "policy": {"policy_function": "a:b"}}})
+
+
+def test_scaling_that_is_taken_away_leaves_one_replica() -> None:
+    scaled = deployment_options({"num_replicas": "auto"})
+    assert deployment_options({"autoscaling_config": None}, scaled) == DeploymentOptions()
 
 
 def test_each_option_counts_for_what_its_change_does() -> None:

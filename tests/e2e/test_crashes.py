@@ -16,7 +16,7 @@ from skate import serve
 from skate.core.errors import ReplicaDiedError
 from tests.e2e.conftest import Deploy
 from tests.e2e.notes import Gate, Notes
-from tests.e2e.world import Instance, calls, client, descriptors_of, until
+from tests.e2e.world import Instance, calls, client, descriptors_of, processes_of, until
 
 
 def fragile(notes: Notes, gate: Gate, **options: Any) -> Any:
@@ -185,6 +185,31 @@ def test_the_controller_comes_back_and_traffic_does_not_stop(
     assert handle.act.remote("go").result().startswith("go")
     deploy(fragile(notes, gate), "a2")
     assert serve.get_app_handle("a2").act.remote("new").result().startswith("new")
+
+
+@pytest.mark.parametrize("with_controller", [False, True])
+def test_the_supervisor_is_killed_and_traffic_does_not_stop(
+    deploy: Deploy, instance: Instance, notes: Notes, gate: Gate, with_controller: bool
+) -> None:
+    deploy(fragile(notes, gate))
+    before, adopted = serve.status(), replica()
+    supervisor = until(lambda: (pids := supervisors(instance)) and len(pids) == 2 and pids[0])
+    if with_controller:
+        os.kill(before.controller_pid, signal.SIGKILL)
+    os.kill(supervisor, signal.SIGKILL)
+    with client(instance.url) as http:
+        assert {http.get("/a1?what=go").text for _ in range(20)} == {f"go {adopted}"}
+        until(lambda: controller_pid() not in (0, before.controller_pid if with_controller else 0))
+        os.kill(adopted, signal.SIGKILL)  # whoever goes on sees it, and forks another one
+        until(lambda: ready() not in ([], [adopted]))
+        assert http.get("/a1?what=go").text == f"go {replica()}"
+    serve.delete("a1")
+
+
+def supervisors(instance: Instance) -> list[int]:
+    """The present one and its standby, in this order."""
+    titles = {line: pid for pid, line in processes_of(instance.session)}
+    return [titles[title] for title in ("skate: supervisor", "skate: standby") if title in titles]
 
 
 def controller_pid() -> int:

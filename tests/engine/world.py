@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 from skate.core.specs import ProcessSpec
 from skate.engine.process import Launched, launch
+from skate.engine.runtime_dir import STANDBY, read_pid
 
 ENTRIES = "tests.engine.entries"
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -65,6 +67,7 @@ class World:
     def launched(self, controller: ProcessSpec, **options: Any) -> Iterator[Launched]:
         options.setdefault("sys_path", [ROOT])
         options.setdefault("modules", [ENTRIES])
+        options.setdefault("standby_after_s", 0.0)
         instance = launch(self.runtime_dir, controller, **options)
         try:
             yield instance
@@ -91,6 +94,26 @@ def lives(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return text.rpartition(")")[2].split()[0] != "Z"
+
+
+def supervisors(runtime_dir: str) -> list[int]:
+    """The present supervisor and its standby, once there are both."""
+    found: list[int] = []
+
+    def both() -> bool:
+        found[:] = [pid for pid in (read_pid(runtime_dir), read_pid(runtime_dir, STANDBY)) if pid and lives(pid)]
+        return len(set(found)) == 2 and title(found[1]) == "skate: standby"
+
+    until(both, "a supervisor and a standby")
+    return found
+
+
+def kill_at_once(*pids: int) -> None:
+    """None of them has time to see another one die."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 def title(pid: int) -> str:

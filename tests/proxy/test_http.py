@@ -8,9 +8,10 @@ import re
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from skate.core.errors import BackPressureError, DeploymentUnavailableError, MethodNotFoundError, RemoteError
-from skate.core.specs import DeploymentTarget, HttpOptions, ReplicaTarget, Snapshot
+from skate.core.specs import DeploymentTarget, HttpOptions, ReplicaTarget, Route, Snapshot
 from skate.dataplane.proxy import connection as proxy_connection
 from skate.dataplane.transport.exchange import Exchange
 from skate.dataplane.wire.head import HTTP, ReplyHead, decode_http
@@ -117,6 +118,20 @@ def test_the_proxys_own_pages(run: Run) -> None:
             assert (drained.status, drained.text) == (503, "This proxy is being stopped.")
             assert drained.header(b"connection") == [b"close"]
             assert (await answered(made, "/b")).status == 200
+
+    run(test())
+
+
+def test_a_proxy_is_ready_while_no_replica_is_wanted_because_a_request_starts_one(run: Run) -> None:
+    async def test() -> None:
+        async with served(None) as made:
+            none = DeploymentTarget("app", "D", 5, -1)
+            made.router.apply(Snapshot(1, True, {"app/D": none}, (Route("/", "app", "D"),)))
+            assert (await answered(made, "/-/healthz")).status == 503  # its first replica is on its way
+            made.router.apply(Snapshot(2, False, {"app/D": replace(none, asleep=True)}))
+            assert (await answered(made, "/-/healthz")).status == 200
+            made.router.apply(Snapshot(3, False, {"app/D": none}))
+            assert (await answered(made, "/-/healthz")).status == 200
 
     run(test())
 

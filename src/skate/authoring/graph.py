@@ -18,14 +18,23 @@ import msgspec
 from skate.authoring import code, sources
 from skate.authoring.deployment import Application, Deployment
 from skate.authoring.ingress import MARK
+from skate.authoring.policy import made
 from skate.core.checks import shown
 from skate.core.errors import CodeError, GraphError, ImportPathError, OptionError
-from skate.core.options import DeploymentOptions, check_name, check_route_prefix, reconfigure_options, restart_options
+from skate.core.options import (
+    AutoscalingPolicy,
+    DeploymentOptions,
+    check_name,
+    check_route_prefix,
+    reconfigure_options,
+    restart_options,
+)
 from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, HandleRef, Source
 
 __all__ = ["Application", "build", "deployments", "nodes", "with_options"]
 
 DEPLOYMENTS_MAX = 1000  # in one application; more is a mistake in a loop
+SCRIPTS = ("__main__:", "__mp_main__:", "__main__.")  # what import paths into a running script begin with
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
@@ -187,6 +196,7 @@ def with_options(spec: DeploymentSpec, options: DeploymentOptions, texts: dict[s
     ``texts``: those that the code is made of (``sources.sources_of``). Raises ``OptionError``.
     """
     _check_request_router(spec.name, options)
+    _check_autoscaling_policy(spec.name, options)
     version = _version(spec.code, texts, spec.init, restart_options(options))
     return msgspec.structs.replace(spec, options=options, version=version, config=_config(reconfigure_options(options)))
 
@@ -203,7 +213,7 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
     if config is None or path is None:
         return
     where = f"deployment {name!r}: request_router_config.request_router_class={shown(path)}"
-    if path.startswith(("__main__:", "__mp_main__:", "__main__.")) or "<locals>" in path:
+    if path.startswith(SCRIPTS) or "<locals>" in path:
         raise OptionError(
             f"{where}: proxies cannot import it from a script or function; move the class to a module of its own."
         )
@@ -220,6 +230,28 @@ def _check_request_router(name: str, options: DeploymentOptions) -> None:
     except Exception as error:
         arguments = shown(config.request_router_kwargs)
         raise OptionError(f"{where}: it cannot be made with request_router_kwargs={arguments}: {error}") from error
+
+
+def _check_autoscaling_policy(name: str, options: DeploymentOptions) -> None:
+    """The same for a policy that the controller could not load or ask."""
+    policy = options.autoscaling_config.policy if options.autoscaling_config is not None else AutoscalingPolicy()
+    path = policy.policy_function
+    if policy == AutoscalingPolicy():
+        return
+    where = f"deployment {name!r}: autoscaling_config.policy.policy_function={shown(path)}"
+    if path.startswith(SCRIPTS) or "<" in path:
+        raise OptionError(
+            f"{where}: the controller cannot import it from a script or function; move it to a module of its own."
+        )
+    try:
+        found = code.resolve(path)
+    except ImportPathError as error:
+        raise OptionError(f"{where}: {error}") from error
+    try:
+        made(found, policy.policy_kwargs)
+    except Exception as error:
+        arguments = shown(policy.policy_kwargs)
+        raise OptionError(f"{where}: it cannot be used with policy_kwargs={arguments}: {error}.") from error
 
 
 def _version(packed: CodeRef, texts: dict[str, Source], init: bytes, restart: dict[str, Any]) -> str:

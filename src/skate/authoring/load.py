@@ -82,7 +82,7 @@ def check_preload(modules: Sequence[str]) -> None:
 def parsed(path: str) -> tuple[str, str]:
     """Module and attribute of an import path."""
     if path.endswith((".yaml", ".yml", ".json")):
-        raise ImportPathError(f"{path!r}: config files cannot be run yet; give an import path such as module:app")
+        raise ImportPathError(f"{path!r} is no import path such as module:app; config files stand by themselves")
     module, colon, attribute = path.partition(":")
     if module.endswith(".py") or "/" in module or os.sep in module:
         right = module.removesuffix(".py").removeprefix("./").replace(os.sep, ".").strip(".")

@@ -20,7 +20,7 @@ from skate.engine.output import FORMER, LOG, stem
 TAIL_BYTES = 1 << 20  # of each file, where only the last lines are wanted
 CHUNK = 1 << 18
 LINE_BYTES_MAX = 1 << 16
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) [A-Z]+ \[")
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)[,.](\d{3})")  # as Python's logging writes it
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def time_of(line: str) -> float | None:
     if found is None:
         return None
     try:
-        return datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(found[2]) / 1000
+        return datetime.fromisoformat(f"{found[1]} {found[2]}.{found[3]}").timestamp()
     except ValueError:
         return None
 
@@ -98,11 +98,19 @@ def past(folder: str, pick: Pick, lines_max: int) -> tuple[list[Record], dict[st
     for name in stems(folder):
         if pick.file(name):
             text, read_to[name], changed_at = _text(folder, name, pick)
-            records += [
-                one for one in records_of(name, text.splitlines(), changed_at) if pick.record(one.at, one.lines)
-            ]
+            records += [one for one in records_of(name, lines_of(text), changed_at) if pick.record(one.at, one.lines)]
     records.sort(key=lambda one: one.at or 0.0)
     return _last(records, lines_max), read_to
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines, each without its end."""
+    return [_at_its_end(line) for line in text.split("\n")[:-1]]
+
+
+def _at_its_end(line: str) -> str:
+    """Of a progress bar what it said last."""
+    return line.rstrip("\r").rpartition("\r")[2]
 
 
 def records_of(name: str, lines: Iterable[str], otherwise: float | None) -> list[Record]:
@@ -187,8 +195,7 @@ class Tail:
         if len(self._half) > LINE_BYTES_MAX:
             lines.append(self._half)
             self._half = b""
-        for line in lines:
-            yield line.decode(errors="replace").rstrip("\r")
+        yield from (_at_its_end(line.decode(errors="replace")) for line in lines)
 
     def close(self) -> None:
         self._file.close()

@@ -14,9 +14,10 @@ from skate.authoring.document import written
 from skate.cli import table
 from skate.cli.events import event_line, follow_events
 from skate.cli.group import application, as_json, asked, complete_app, show_json, verbose
-from skate.cli.watching import Documents, view, watch
+from skate.cli.watching import Documents, Draw, view, watch
 from skate.controlplane import instance as instances
 from skate.core.clock import SystemClock
+from skate.core.errors import NotFoundError
 from skate.core.specs import ServeStatus
 from skate.engine.runtime_dir import running_pid
 
@@ -37,8 +38,8 @@ def status(as_json: bool, watches: bool, name: str | None, of_calls: bool) -> No
     part = _part(name, of_calls)
     draw = _drawing(name, of_calls, pid)
     if watches:
-        shown = Documents(part) if as_json else view(None if name is None else [name], draw, clock)
-        watch(instance, shown, clock)
+        names = None if name is None else [name]
+        watch(instance, Documents(part) if as_json else view(names, _still(draw), clock), clock)
         return
     found = instance.status()
     if as_json:
@@ -57,7 +58,7 @@ def _part(name: str | None, of_calls: bool) -> Callable[[ServeStatus], Any]:
     return part
 
 
-def _drawing(name: str | None, of_calls: bool, pid: int | None) -> Callable[[ServeStatus, float], list[str]]:
+def _drawing(name: str | None, of_calls: bool, pid: int | None) -> Draw:
     """What of a status is asked for, as lines."""
 
     def draw(found: ServeStatus, since_s: float) -> list[str]:
@@ -70,6 +71,18 @@ def _drawing(name: str | None, of_calls: bool, pid: int | None) -> Callable[[Ser
         return table.lines(found, pid, now, since_s)
 
     return draw
+
+
+def _still(draw: Draw) -> Draw:
+    """The same for a watched instance, where an application may go and come again."""
+
+    def drawn(found: ServeStatus, since_s: float) -> list[str]:
+        try:
+            return draw(found, since_s)
+        except NotFoundError as error:
+            return [str(error)]
+
+    return drawn
 
 
 @click.command()

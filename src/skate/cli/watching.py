@@ -21,7 +21,7 @@ from skate.cli.news import News
 from skate.cli.words import stamp
 from skate.controlplane.instance import Instance
 from skate.core.clock import Clock
-from skate.core.errors import NotRunningError
+from skate.core.errors import NotFoundError, NotRunningError
 from skate.core.specs import ServeStatus
 from skate.dataplane import caller as callers
 
@@ -65,7 +65,11 @@ class Documents:
         self._part = part
 
     def show(self, status: ServeStatus, since_s: float) -> None:
-        show_json(self._part(status), indent=0)
+        try:
+            part = self._part(status)
+        except NotFoundError:  # it may come again
+            part = None
+        show_json(part, indent=0)
 
     def close(self) -> None:
         """Every document is out."""

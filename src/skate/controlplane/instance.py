@@ -365,8 +365,9 @@ def start(
     except BaseException:
         forget()
         raise
-    if detached:
-        instance.launched = None  # it lives on when this process ends
+    if detached and instance.launched is not None:
+        instance.launched.let_go()  # it lives on when this process ends
+        instance.launched = None
     return instance, True
 
 

@@ -14,6 +14,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -300,7 +301,7 @@ def refuse_contradictions(made: msgspec.Struct, prefix: str = "") -> None:
     """Raise ``Refused`` for the first pair of options that cannot stand together."""
     pairs: Callable[[], Iterable[tuple[str, str]]] = getattr(made, "contradictions", tuple)
     for name, takes in pairs():
-        raise Refused(takes, prefix + name, getattr(made, name))
+        raise Refused(takes, prefix + name, attrgetter(name)(made))
 
 
 def read_option(where: str, key: str, check: Check, value: Any) -> Any:

@@ -42,11 +42,13 @@ from skate.core.checks import (
 )
 from skate.core.errors import OptionError
 from skate.core.ids import name_problem
+from skate.core.scaling import AUTO_MAX_REPLICAS, AutoscalingConfig, AutoscalingPolicy
 
 __all__ = [
     "ADMIN_OPTIONS",
     "HTTP_OPTIONS",
     "AutoscalingConfig",
+    "AutoscalingPolicy",
     "BackpressureConfig",
     "DeploymentOptions",
     "NotYetWarning",
@@ -80,63 +82,6 @@ class BackpressureConfig(msgspec.Struct, frozen=True, omit_defaults=True):
         float | None,
         Option(number(0, none=True), "Retry-After, rounded up; None: estimated from the queue and its pace.", "s"),
     ] = None
-
-
-class AutoscalingPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The function that decides how many replicas there should be."""
-
-    policy_function: A[str, Option(target(), "Import path of the policy, or the policy itself.", since="later")] = (
-        "skate.serve:default_autoscaling_policy"
-    )
-    policy_kwargs: A[dict[str, Any], Option(mapping(PLAIN), "Keyword arguments of a policy class.", since="later")] = {}
-
-
-def _factor(about: str) -> Option:
-    return Option(number(0, above=True, none=True), about, since="later")
-
-
-def _span(about: str) -> Option:
-    return Option(number(0, above=True), about, "s", since="later")
-
-
-def _delay(about: str) -> Option:
-    return Option(number(0), about, "s", since="later")
-
-
-class AutoscalingConfig(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Bounds and pace of the number of replicas."""
-
-    min_replicas: A[int, Option(whole(0), "Never fewer replicas than this.", "replicas", since="later")] = 1
-    initial_replicas: A[
-        int | None, Option(whole(0, also=(None,)), "Replicas at the first deploy.", "replicas", since="later")
-    ] = None
-    max_replicas: A[int, Option(whole(1), "Never more replicas than this.", "replicas", since="later")] = 1
-    target_ongoing_requests: A[
-        float, Option(number(0, above=True), "Ongoing requests per replica to aim at.", "requests", since="later")
-    ] = 2.0
-    metrics_interval_s: A[float, _span("How often load is reported.")] = 10.0
-    look_back_period_s: A[float, _span("Load is averaged over this.")] = 30.0
-    smoothing_factor: A[float, Option(number(0, above=True), "Deprecated: both factors at once.", since="later")] = 1.0
-    upscale_smoothing_factor: A[float | None, _factor("Deprecated: same as upscaling_factor.")] = None
-    downscale_smoothing_factor: A[float | None, _factor("Deprecated: same as downscaling_factor.")] = None
-    upscaling_factor: A[float | None, _factor("Weight of every step up.")] = None
-    downscaling_factor: A[float | None, _factor("Weight of every step down.")] = None
-    upscale_delay_s: A[float, _delay("More replicas must be wanted for this long.")] = 30.0
-    downscale_delay_s: A[float, _delay("Fewer replicas must be wanted for this long.")] = 600.0
-    downscale_to_zero_delay_s: A[
-        float | None, Option(number(0, none=True), "The same for the last replica.", "s", since="later")
-    ] = None
-    aggregation_function: A[
-        Literal["mean", "max", "min"],
-        Option(one_of("mean", "max", "min"), "How the window becomes one number.", since="later"),
-    ] = "mean"
-    policy: A[AutoscalingPolicy, Option(struct(AutoscalingPolicy), "Who decides.", since="later")] = AutoscalingPolicy()
-
-    def contradictions(self) -> Iterator[tuple[str, str]]:
-        if self.max_replicas < self.min_replicas:
-            yield "max_replicas", f"a whole number >= min_replicas, which is {self.min_replicas}"
-        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
-            yield "initial_replicas", f"a whole number from {self.min_replicas} to {self.max_replicas} (max_replicas)"
 
 
 class RuntimeEnv(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -337,7 +282,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         RayActorOptions, Option(struct(RayActorOptions), "Resources and environment of a replica.", change="restart")
     ] = RayActorOptions()
     autoscaling_config: A[
-        AutoscalingConfig | None, Option(struct(AutoscalingConfig, none=True), "Scale with the load.", since="later")
+        AutoscalingConfig | None, Option(struct(AutoscalingConfig, none=True), "Scale with the load.")
     ] = None
     placement_group_bundles: A[
         list[dict[str, float]] | None,
@@ -384,13 +329,19 @@ class DeploymentOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def replicas(self) -> int:
-        """How many replicas this version runs: ``num_replicas``, and one where it is 'auto'."""
-        return 1 if isinstance(self.num_replicas, str) else self.num_replicas
+        """How many replicas this version runs; where it scales with the load: at its first deploy."""
+        if self.autoscaling_config is not None:
+            return self.autoscaling_config.first
+        return 1 if self.num_replicas == "auto" else self.num_replicas
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """Pairs (option, what it takes beside the others), for options that cannot stand together."""
         bundles, selectors = self.placement_group_bundles, self.placement_group_bundle_label_selector
-        gang = self.gang_scheduling_config
+        gang, scaling = self.gang_scheduling_config, self.autoscaling_config
+        aim = scaling.aim if scaling is not None else None
+        if aim is not None and aim > self.max_ongoing_requests:
+            takes = f"a number of at most max_ongoing_requests, which is {self.max_ongoing_requests}"
+            yield "autoscaling_config.target_ongoing_requests", f"{takes}: full replicas would count as few requests"
         if self.placement_group_strategy and not bundles:
             yield "placement_group_strategy", "None without placement_group_bundles"
         if selectors and not bundles:
@@ -446,11 +397,13 @@ def deployment_options(
     read = {key: read_option(where, key, declared[key].check, value) for key, value in given.items()}
     _settle_number(read, given, where)
     made = msgspec.structs.replace(base or DeploymentOptions(), **read)
+    if made.num_replicas == "auto" and made.autoscaling_config is None:  # it was taken away
+        made = msgspec.structs.replace(made, num_replicas=1)
     try:
         refuse_contradictions(made)
     except Refused as refused:
         raise OptionError(f"{where}: {refused.path}={shown(refused.value)}: {refused.sentence}.") from None
-    idle = list(_without_effect(read, made)) if stacklevel else []
+    idle = list(_without_effect(read)) if stacklevel else []
     if idle:
         warnings.warn(
             f"{where}: {', '.join(idle)}: accepted and checked, but without effect in this version of Skate.",
@@ -462,29 +415,35 @@ def deployment_options(
 
 def _settle_number(read: dict[str, Any], given: Mapping[str, Any], where: str) -> None:
     """num_replicas and autoscaling_config exclude each other in one place; the later place wins over the earlier."""
-    scaled = read.get("autoscaling_config") is not None
-    if isinstance(given.get("num_replicas"), int) and scaled:
+    scaling = read.get("autoscaling_config")
+    if isinstance(given.get("num_replicas"), int) and scaling is not None:
         raise OptionError(
             f"{where}: num_replicas={given['num_replicas']} contradicts autoscaling_config; give one of the two, "
             "or num_replicas='auto' with autoscaling_config."
         )
+    automatic = read.get("num_replicas") == "auto"
     if "num_replicas" in read and read["num_replicas"] is None:
         read["num_replicas"] = 1
-    if scaled:
-        read.setdefault("num_replicas", "auto")
-    elif isinstance(read.get("num_replicas"), int):
-        read.setdefault("autoscaling_config", None)
+    if automatic and scaling is None:
+        scaling = AutoscalingConfig()
+    if scaling is None:
+        if "num_replicas" in read:
+            read.setdefault("autoscaling_config", None)
+        return
+    if scaling.max_replicas is None:
+        scaling = msgspec.structs.replace(scaling, max_replicas=AUTO_MAX_REPLICAS if automatic else 1)
+        try:
+            refuse_contradictions(scaling, "autoscaling_config.")
+        except Refused as refused:
+            raise OptionError(f"{where}: {refused.path}={shown(refused.value)}: {refused.sentence}.") from None
+    read.update(num_replicas="auto", autoscaling_config=scaling)
 
 
-def _without_effect(read: Mapping[str, Any], made: DeploymentOptions) -> Iterator[str]:
+def _without_effect(read: Mapping[str, Any]) -> Iterator[str]:
     declared = options_of(DeploymentOptions)
     for key, value in read.items():
-        if key == "num_replicas" and value == "auto" and made.autoscaling_config is None:
-            yield "num_replicas='auto' (one replica runs)"
-        elif value == declared[key].default:
+        if value == declared[key].default:
             continue
-        elif key == "autoscaling_config":
-            yield f"{key} ({made.replicas} replica runs)"
         elif declared[key].since == "later":
             yield key
         elif isinstance(value, RayActorOptions | RequestRouterConfig):

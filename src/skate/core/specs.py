@@ -267,6 +267,7 @@ class DeploymentTarget(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
     ingress: bool = False  # the one that serve.get_app_handle leads to
     request_router: RequestRouterTarget | None = None  # None: two random choices
+    asleep: bool = False  # no replica is wanted; a call that waits starts one
     retry: int | dict[str, int] = 0  # times that a started call may be sent again, for all methods or by method
 
     @property

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
-from skate.authoring.code import resolve
+from skate.authoring.code import resolve_within
 from skate.core.specs import RequestRouterTarget
 from skate.dataplane.routing.choice import two_choices
 from skate.dataplane.routing.policies import CallView, Candidate, PowerOfTwo, RequestRouter
@@ -29,8 +27,6 @@ logger = logging.getLogger("skate.router")
 
 PASSED_MAX = 100  # calls that are passed over, because their chooser lets them wait, in looking for one that may go
 PATIENCE_MIN_S = 0.01  # between two looks at calls that have waited long enough
-
-_importing = threading.Lock()
 
 
 class Policy:
@@ -188,12 +184,4 @@ def _unusable(lane: Lane, wanted: RequestRouterTarget, error: BaseException) -> 
 
 def _imported(wanted: RequestRouterTarget) -> Any:
     """The class, imported with the application's search path in front of this process's own."""
-    paths = [*wanted.sys_path, *([wanted.cwd] if wanted.cwd is not None else [])]
-    with _importing:
-        added = [path for path in paths if path not in sys.path]
-        sys.path[:0] = added
-        try:
-            return resolve(wanted.path)
-        finally:
-            for path in added:
-                sys.path.remove(path)
+    return resolve_within(wanted.path, [*wanted.sys_path, *([wanted.cwd] if wanted.cwd is not None else [])])

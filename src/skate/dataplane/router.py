@@ -81,6 +81,7 @@ class Lane:
         self.target = target
         if target.request_router != self.asked:
             self._ask_for_policy(target.request_router)
+        left_alone = bool(self.links) and not target.replicas
         self.limit = min(target.max_ongoing_requests, CALLS_MAX)
         wanted = {replica.id: replica for replica in target.replicas}
         for id in [id for id in self.links if id not in wanted]:
@@ -94,6 +95,8 @@ class Lane:
             self._fail_waiting(DeploymentUnavailableError(target.unavailable))
         self.measure_room()
         self.dispatch()
+        if left_alone and self.queued:
+            self.router.say_starved()
 
     def measure_room(self) -> None:
         """Sends ahead while one replica is all there is, and takes back what waits there when another one comes.
@@ -186,6 +189,8 @@ class Lane:
             self.waiting.append(call)
             if self.policy is not None:
                 self.policy.plan()
+            if self.queued == 1 and not self.links:
+                self.router.say_starved()
 
     def _full(self) -> BackPressureError:
         target, outcomes = self.target, self.account.outcomes
@@ -281,6 +286,8 @@ class Lane:
         self.waiting.extendleft(reversed(passed))
         call.queued = True
         self.queued += 1
+        if self.queued == 1 and not self.links:
+            self.router.say_starved()
 
     # -- what becomes of calls ------------------------------------------------------------------
 
@@ -394,6 +401,7 @@ class Router:
         self.generation = 0
         self.on_routes: Callable[[tuple[Route, ...]], None] | None = None
         self.on_activity: Callable[[], None] | None = None  # told at most once until ``activity_seen``
+        self.on_starved: Callable[[], None] | None = None  # told when a call begins to wait where no replica is
         self.known = asyncio.Event()  # a snapshot has arrived
         self.ended = False  # the instance is gone; until a snapshot comes, from a new one
         self.closed = False
@@ -525,6 +533,11 @@ class Router:
             why = f"{reason[:REASON_MAX]}{more}"
             text = "request %s to %s given up after %.3g s while %s: %s"
             logger.info(text, call.request_id, call.deployment_key, after_s, where_is(call), why)
+
+    def say_starved(self) -> None:
+        """A call waits where no replica is: whoever starts replicas shall know at once."""
+        if self.on_starved is not None:
+            self.on_starved()
 
     def activity_seen(self) -> None:
         """The counts were read; ``on_activity`` comes again with the next change."""

@@ -27,6 +27,7 @@ logger = logging.getLogger("skate.uplink")
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # between attempts to reach the controller
 STEADY_S = 1.0  # a line that lived this long is tried again at once when it is lost
 LEDGER_PERIOD_S = 0.5  # counts of calls are told at most this often, and only when they changed
+URGENT_PERIOD_S = 0.05  # the same where a call waits and no replica is there: it shall not wait for us, too
 CLOSE_S = 0.5  # for the last counts
 METRICS_S = 5.0  # for the controller to say the metrics
 
@@ -48,7 +49,11 @@ class Uplink:
         self._asks: set[asyncio.Task[None]] = set()
         self._ledger_timer: asyncio.TimerHandle | None = None
         self._told: Counts = {}  # the counts that the controller has, on this connection
+        self._urgent_timer: asyncio.TimerHandle | None = None
+        self._urgent_at = float("-inf")  # when a starved call was told last
+        self._closing = False
         router.on_activity = self._plan_ledger
+        router.on_starved = self._plan_urgent
 
     def start(self) -> None:
         """Begins to connect; returns at once."""
@@ -129,8 +134,20 @@ class Uplink:
             logger.debug("report %s waited longer than %s s", method, timeout_s)
 
     def _plan_ledger(self) -> None:
-        if self._ledger_timer is None:
+        if self._ledger_timer is None and not self._closing:
             self._ledger_timer = asyncio.get_running_loop().call_later(LEDGER_PERIOD_S, self._tell_ledger)
+
+    def _plan_urgent(self) -> None:
+        left_s = self._urgent_at + URGENT_PERIOD_S - self.clock.now()
+        if left_s <= 0:
+            self._tell_urgent()
+        elif self._urgent_timer is None and not self._closing:
+            self._urgent_timer = asyncio.get_running_loop().call_later(left_s, self._tell_urgent)
+
+    def _tell_urgent(self) -> None:
+        self._urgent_timer = None
+        self._urgent_at = self.clock.now()
+        self._say_ledger()
 
     def _tell_ledger(self) -> None:
         self._ledger_timer = None
@@ -142,6 +159,8 @@ class Uplink:
         if self.peer is None:
             return None
         counts = self.router.counts()
+        if any(report.queued for report in counts.values()):  # what waits is sent without a new call: look again
+            self._plan_ledger()
         news = {key: report for key, report in counts.items() if self._told.get(key) != report}
         if not news:
             return None
@@ -164,9 +183,11 @@ class Uplink:
 
     async def close(self) -> None:
         """Says the last counts and ends the line."""
-        if self._ledger_timer is not None:
-            self._ledger_timer.cancel()
-            self._ledger_timer = None
+        self._closing = True
+        for timer in (self._ledger_timer, self._urgent_timer):
+            if timer is not None:
+                timer.cancel()
+        self._ledger_timer = self._urgent_timer = None
         await self.tell_ledger()
         if self._task is not None:
             self._task.cancel()

@@ -51,7 +51,11 @@ Entry: TypeAlias = Callable[[bytes, Life], Awaitable[None]]
 
 
 class ProcessSeen(msgspec.Struct, frozen=True, array_like=True):
-    """One process as the engine sees it. ``exit_code`` is None while it lives, negative for a signal."""
+    """One process as the engine sees it. ``exit_code`` is negative for a signal.
+
+    It is None while the process lives, and when it was killed and the supervisor that would have been told by which
+    signal had died before it.
+    """
 
     id: str
     role: str

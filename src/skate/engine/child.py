@@ -15,8 +15,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -27,6 +27,7 @@ from skate.core.clock import SystemClock
 from skate.core.specs import ProcessSpec
 from skate.engine import lifeline, output, speech
 from skate.engine.base import Life, exit_code_of, print_failure, resolve
+from skate.engine.exits import ExitBoard
 
 ORPHAN_GRACE_S = 0.3  # for an orderly end after the lifeline was cut
 LEFTOVERS_S = 1.0  # for tasks that the entry left behind, after their cancellation
@@ -41,10 +42,11 @@ class Birth:
     lifelines: tuple[int, ...]
     logs: str  # the folder for what it prints
     shown: bool  # whether that is also seen where the supervisor prints
-    close_inherited: Callable[[], None]  # shuts what belongs to the supervisor alone
+    exits: ExitBoard
+    close_inherited: Callable[[], None]  # shuts what belongs to the supervisors alone
 
 
-def live(spec: ProcessSpec, birth: Birth) -> NoReturn:
+def live(spec: ProcessSpec, birth: Birth, slot: int) -> NoReturn:
     """Runs the entry in this just forked process and ends the process with it."""
     orphaned = threading.Event()
     code = 1
@@ -62,6 +64,7 @@ def live(spec: ProcessSpec, birth: Birth) -> NoReturn:
         _flush()
         if orphaned.is_set():
             _end_group()
+        birth.exits.note(slot, code)
         os._exit(code)
 
 
@@ -152,16 +155,38 @@ def _flush() -> None:
             stream.flush()
 
 
-def fork(spec: ProcessSpec, birth: Birth) -> int:
-    """Forks a process that lives as ``spec`` says; its id. It leads a process group of its own."""
+def fork(spec: ProcessSpec, birth: Birth, slot: int, known: Callable[[int], None]) -> int:
+    """Forks a process that lives as ``spec`` says; its id. It leads a process group of its own.
+
+    It does nothing before ``known`` was called with its id and has returned; if the supervisor dies before that, it
+    ends without a trace. So no process runs that a standby does not know. ``slot``: its cell on the board.
+    """
     _flush()  # or the child would print it once more
+    gate, opener = os.pipe()
+    with held_back():
+        try:
+            pid = os.fork()
+            if pid == 0:
+                os.close(opener)
+                if not os.read(gate, 1):
+                    os._exit(1)
+                os.close(gate)
+                live(spec, birth, slot)
+            with suppress(OSError):  # the child does the same; whoever comes first
+                os.setpgid(pid, pid)
+            known(pid)
+            os.write(opener, b"1")  # never refused: we hold the other end too
+            return pid
+        finally:
+            os.close(gate)
+            os.close(opener)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait until a fork is over."""
     signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
     try:
-        pid = os.fork()
-        if pid == 0:
-            live(spec, birth)
-        with suppress(OSError):  # the child does the same; whoever comes first
-            os.setpgid(pid, pid)
-        return pid
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)

@@ -42,17 +42,26 @@ class Door:
         """Hears whoever knocked meanwhile, and everybody from now on."""
         self._selector.register(self._listener, selectors.EVENT_READ, self._enter)
 
+    def hand_over(self, selector: selectors.BaseSelector) -> None:
+        """In a fork that goes on in our place: the same socket, so nobody knocks in vain, and no guest of before."""
+        self._selector = selector
+        self._guests.clear()
+
     def tell(self, ended: Ended) -> None:
         """Tells everyone who is connected."""
         data = frame(ended, ANSWER_MAX_BYTES)
         for guest in list(self._guests):
             self._send(guest, data)
 
-    def close_sockets(self) -> None:
-        """Closes without a word; what a forked child does with its copies."""
-        self._listener.close()
+    def close_guests(self) -> None:
+        """Closes the connections without a word; what a fork does with its copies."""
         for guest in self._guests:
             guest.socket.close()
+
+    def close_sockets(self) -> None:
+        """The same, and no listening any more."""
+        self._listener.close()
+        self.close_guests()
 
     def _enter(self, events: int) -> None:
         try:

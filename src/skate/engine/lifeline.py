@@ -1,8 +1,8 @@
 """Pipes that end processes: whoever holds the read end ends when the last write end is gone.
 
-Law: a write end exists in exactly one process. The kernel closes it when that process dies by whatever signal,
-and every reader sees the end of the stream. Descriptors of Python do not pass an ``exec``; against plain forks
-of the holder (``multiprocessing`` in a user's script) a hook closes the copy in the child.
+Law: a write end exists in exactly one process, or in two that are one life: the supervisor and its standby. The kernel
+closes it when a holder dies by whatever signal, and every reader sees the end of the stream. Descriptors of Python do
+not pass an ``exec``; against plain forks of the holder (``multiprocessing`` in a user's script) a hook closes the copy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 _held: set[int] = set()  # write ends of this process
 
@@ -39,6 +40,15 @@ class Lifeline:
         if self.read_fd >= 0:
             os.close(self.read_fd)
             self.read_fd = -1
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Whoever is forked meanwhile is a holder too: the end comes when both are gone."""
+        _held.discard(self._write_fd)
+        try:
+            yield
+        finally:
+            _held.add(self._write_fd)
 
     def cut(self) -> None:
         """Ends everyone who watches. In a forked copy of the holder this does nothing."""

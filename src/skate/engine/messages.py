@@ -54,12 +54,14 @@ class SupervisorConfig(msgspec.Struct, frozen=True):
     controller: ProcessSpec
     lock_fd: int
     lifeline_fd: int | None  # None: detached, no owner
+    outcome_fd: int  # supervisors alone hold this pipe's write end; their last act is to write the exit code
     modules: tuple[str, ...] = ()  # of Skate; imported before the first replica is forked
     preload: tuple[str, ...] = ()  # of the user; imported after them
     sys_path: tuple[str, ...] = ()  # put in front of sys.path
     grace_s: float = 5.0
     restarts_max: int = 10
     restart_window_s: float = 30.0
+    standby_after_s: float = 0.5  # of the start: what is waited for comes first
 
 
 _ask_decoder = msgspec.msgpack.Decoder(Ask)

@@ -1,28 +1,34 @@
 """The process engine: the owner's side (``launch``) and the controller's side (``ProcessEngine``).
 
 Law: the owner starts exactly one process, the supervisor, and holds one end of a pipe; when the owner is gone, by
-whatever signal, the supervisor ends everything. The controller talks to the supervisor over ``engine.sock`` and
-keeps nothing: a controller that comes back connects and observes.
+whatever signal, the supervisor ends everything. A second pipe tells the owner the other way round: only supervisors
+(the present one and its standby) hold its write end, so it is open as long as the instance lives, whoever serves it.
+The controller talks to the supervisor over ``engine.sock`` and keeps nothing: one that comes back connects and
+observes. When the line breaks because a standby takes over, what was asked is asked again, and done once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from skate.core.clock import Clock
+from skate.core.clock import Clock, SystemClock
 from skate.core.environment import handed_on
 from skate.core.errors import WireError
 from skate.core.specs import ProcessSpec
 from skate.engine import runtime_dir as directories
-from skate.engine.base import Action, Changed, EngineError, ProcessSeen
+from skate.engine.base import Action, Changed, EngineError, ProcessSeen, StartProcess
 from skate.engine.lifeline import Lifeline
 from skate.engine.messages import (
     ANSWER_MAX_BYTES,
@@ -41,7 +47,10 @@ from skate.engine.output import log_path
 ANSWER_LIMIT_S = 30.0  # the supervisor answers within milliseconds, unless it still imports what the user preloads
 PENDING_MAX = 1024
 SUPERVISOR = "supervisor"  # its log is named so
+LINES_MAX = 3  # that may break under one question: supervisors do not die in a row
 SECOND_ASKING_S = 3.0  # after it the supervisor has killed its children, waited, and must be gone
+LOOK_S = 0.02  # between two looks who is the supervisor now
+GONE_S = 2.0  # for a process that ends to leave its last trace
 
 _PROGRAM = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
@@ -59,15 +68,50 @@ class _Spawned(subprocess.Popen[bytes]):
         pass
 
 
-class Launched:
-    """A running instance, as its starter holds it."""
+class _Outcome:
+    """The read end of the pipe whose write end supervisors hold; the last one writes its exit code."""
 
-    def __init__(self, process: _Spawned, runtime_dir: str, lifeline: Lifeline | None) -> None:
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._code: int | None = None
+        self._over = False
+        self._lock = threading.Lock()
+
+    def over(self, timeout_s: float = 0.0) -> bool:
+        """Are all supervisors gone, or is that so within the time?"""
+        with self._lock:
+            if not self._over:
+                poll = select.poll()
+                poll.register(self._fd, 0)  # its closing is told unasked; what was written stays for later
+                self._over = bool(poll.poll(timeout_s * 1000.0))
+                if self._over:
+                    self._code = next(iter(os.read(self._fd, 1)), None)
+                    os.close(self._fd)
+            return self._over
+
+    def code(self) -> int | None:
+        """The exit code, if it was over and somebody had time to say it."""
+        return self._code
+
+    def close(self) -> None:
+        """Counts as over from now on."""
+        with self._lock:
+            if not self._over:
+                self._over = True
+                os.close(self._fd)
+
+
+class Launched:
+    """A running instance, as its starter holds it. ``pid``: its first supervisor, whose session all processes share."""
+
+    def __init__(self, process: _Spawned, runtime_dir: str, lifeline: Lifeline | None, outcome: _Outcome) -> None:
         self.pid = process.pid
         self.runtime_dir = runtime_dir
         self._process = process
         self._lifeline = lifeline
+        self._outcome = outcome
         self._starter = os.getpid()
+        self._asked = -1  # pidfd of the supervisor that was told to end, if it is not the first
 
     @property
     def engine_address(self) -> str:
@@ -80,12 +124,16 @@ class Launched:
 
     @property
     def exit_code(self) -> int | None:
-        """The supervisor's, once it has ended; 1 when it gave up."""
-        return self._process.poll()
+        """The last supervisor's, once the instance has ended; 1 when it gave up, negative when it was killed."""
+        if self.alive():
+            return None
+        code = self._outcome.code()
+        return code if code is not None else self._process.poll() or -signal.SIGKILL
 
     def alive(self) -> bool:
-        """Does the supervisor run?"""
-        return self._process.poll() is None
+        """Does a supervisor run?"""
+        self._process.poll()  # the first one may have died while another goes on
+        return not self._outcome.over()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Ends the instance: asks, waits up to ``timeout_s``, then kills. Nothing of it is left. Safe to repeat.
@@ -94,20 +142,68 @@ class Launched:
         """
         if os.getpid() != self._starter:
             return
-        if not self._asked_to_end(timeout_s) and not self._asked_to_end(SECOND_ASKING_S):
-            self._process.kill()
-            self._process.wait()
+        for limit_s in (timeout_s, SECOND_ASKING_S):
+            if self._signalled(signal.SIGTERM, limit_s):
+                break
+        else:
+            if self._lifeline is not None:
+                self._lifeline.cut()
+            self._signalled(signal.SIGKILL, SECOND_ASKING_S)
         if self._lifeline is not None:
             self._lifeline.cut()
-        directories.remove_stale(self.runtime_dir)
+        self._sweep()
 
-    def _asked_to_end(self, timeout_s: float) -> bool:
-        self._process.terminate()
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
+    def _signalled(self, signum: signal.Signals, limit_s: float) -> bool:
+        """Sends it to the supervisor, and to whoever is that next, until all are gone or the time is up."""
+        clock = SystemClock()
+        until = clock.now() + limit_s
+        sent: int | None = None
+        while not self._outcome.over(0.0 if sent is None else LOOK_S):
+            pid = directories.read_pid(self.runtime_dir) or self.pid
+            if pid != sent:
+                sent = pid
+                if signum == signal.SIGKILL:
+                    self._send(directories.read_pid(self.runtime_dir, directories.STANDBY), signum)
+                self._send(pid, signum)
+            elif clock.now() > until:
+                return False
         return True
+
+    def _send(self, pid: int | None, signum: signal.Signals) -> None:
+        """To that process if it is one of ours; as long as we hold the descriptor it cannot be another's id."""
+        if pid == self.pid:
+            self._process.send_signal(signum)
+        elif pid is not None:  # only where there are pidfds another one than the first can be it
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if os.getsid(pid) == self.pid:
+                        signal.pidfd_send_signal(pidfd, signum)
+                        self._asked, pidfd = pidfd, self._asked
+                finally:
+                    if pidfd >= 0:
+                        os.close(pidfd)
+
+    def _sweep(self) -> None:
+        """Waits until the last supervisor is gone to its last bit, and removes what it could not."""
+        clock = SystemClock()
+        until = clock.now() + GONE_S
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GONE_S)
+        if self._asked >= 0:
+            last = select.poll()
+            last.register(self._asked, select.POLLIN)
+            last.poll(GONE_S * 1000.0)
+            os.close(self._asked)
+            self._asked = -1
+        while os.path.isdir(self.runtime_dir) and not directories.remove_stale(self.runtime_dir):
+            if clock.now() > until:
+                return
+            threading.Event().wait(LOOK_S)
+
+    def let_go(self) -> None:
+        """The instance is not this process's any more; it lives on."""
+        self._outcome.close()
 
 
 def launch(
@@ -120,45 +216,53 @@ def launch(
     detached: bool = False,
     grace_s: float = 5.0,
     restarts_max: int = 10,
+    standby_after_s: float = 0.5,
     output: int | None = None,
 ) -> Launched:
     """Starts an instance: its directory, its supervisor, and through that the controller. Does not wait for them.
 
     ``modules`` (of Skate) and ``preload`` (of the user) are imported once, before replicas are forked; ``grace_s`` is
     what the processes get when the instance is asked to end. ``output``: a descriptor for what they print, instead of
-    the starter's own (detached: instead of the log). Raises AlreadyRunningError if ``runtime_dir`` is in use.
+    the starter's own (detached: instead of the log). ``standby_after_s``: when the supervisor's standby is forked at
+    the earliest; until then its death is the end. Raises AlreadyRunningError if ``runtime_dir`` is in use.
     """
     claimed = directories.claim(runtime_dir)
     lifeline = None if detached else Lifeline()
+    outcome, outcome_fd = os.pipe()
     try:
         config = SupervisorConfig(
             runtime_dir=runtime_dir,
             controller=controller,
             lock_fd=claimed.lock_fd,
             lifeline_fd=None if lifeline is None else lifeline.read_fd,
+            outcome_fd=outcome_fd,
             modules=tuple(modules),
             preload=tuple(preload),
             sys_path=tuple(sys_path),
             grace_s=grace_s,
             restarts_max=restarts_max,
+            standby_after_s=standby_after_s,
         )
         process = _spawn(config, output)
     except BaseException:
         if lifeline is not None:
             lifeline.close_reader()
             lifeline.cut()
+        os.close(outcome)
         directories.remove(claimed)
         raise
+    finally:
+        os.close(outcome_fd)  # the supervisor has its own
     if lifeline is not None:
         lifeline.close_reader()
     os.close(claimed.lock_fd)  # the supervisor's copy holds the lock from now on
-    return Launched(process, runtime_dir, lifeline)
+    return Launched(process, runtime_dir, lifeline, _Outcome(outcome))
 
 
 def _spawn(config: SupervisorConfig, output: int | None) -> _Spawned:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-P", "-c", _PROGRAM, root]
-    inherited = [fd for fd in (config.lock_fd, config.lifeline_fd) if fd is not None]
+    inherited = [fd for fd in (config.lock_fd, config.lifeline_fd, config.outcome_fd) if fd is not None]
     log = None
     if config.lifeline_fd is None and output is None:
         output = log = _open_log(config.runtime_dir)
@@ -203,9 +307,23 @@ class ProcessEngine:
         self._connecting = asyncio.Lock()
 
     async def observe(self) -> list[ProcessSeen]:
+        for _ in range(LINES_MAX - 1):
+            with suppress(_LineLostError):
+                return list((await self._ask(ListProcesses())).seen)
         return list((await self._ask(ListProcesses())).seen)
 
     async def perform(self, action: Action) -> ProcessSeen | None:
+        for _ in range(LINES_MAX - 1):
+            try:
+                return await self._perform(action)
+            except _LineLostError:
+                if isinstance(action, StartProcess):  # it was forked, or it was not; to stop or forget twice is no harm
+                    for one in await self.observe():
+                        if one.id == action.spec.id:
+                            return one
+        return await self._perform(action)
+
+    async def _perform(self, action: Action) -> ProcessSeen | None:
         seen = (await self._ask(action)).seen
         return seen[0] if seen else None
 
@@ -251,6 +369,10 @@ class ProcessEngine:
             callback(seen)
 
 
+class _LineLostError(EngineError):
+    """Whether it was done is not known."""
+
+
 class _Link(asyncio.Protocol):
     """One connection to the supervisor."""
 
@@ -267,7 +389,7 @@ class _Link(asyncio.Protocol):
     def ask(self, what: Action | ListProcesses) -> asyncio.Future[Answer]:
         """Sends the question; its answer, or EngineError when the connection is lost."""
         if self._transport is None or self.closed.is_set():
-            raise EngineError("the connection to the supervisor is closed")
+            raise _LineLostError("the connection to the supervisor is closed")
         if len(self._pending) >= PENDING_MAX:
             raise EngineError(f"{PENDING_MAX} questions to the supervisor are unanswered; it seems to hang")
         self._seq += 1
@@ -302,7 +424,9 @@ class _Link(asyncio.Protocol):
         cause = self._cause or error
         for answered in list(self._pending.values()):
             if not answered.done():
-                answered.set_exception(EngineError(f"the connection to the supervisor was lost: {cause or 'it ended'}"))
+                answered.set_exception(
+                    _LineLostError(f"the connection to the supervisor was lost: {cause or 'it ended'}")
+                )
         if unasked:  # what runs is unknown now: look again
             self._changed(None)
 

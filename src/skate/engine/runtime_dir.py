@@ -18,6 +18,7 @@ from skate.engine.base import AlreadyRunningError, EngineError
 
 LOCK = "lock"
 PID = "pid"
+STANDBY = "standby"
 LOGS = "logs"
 ENGINE_SOCKET = "engine.sock"
 CLAIM_TRIES_MAX = 20  # each lost try means that another instance swept the directory in that very moment
@@ -68,14 +69,15 @@ def remove(claimed: RuntimeDir, keep_logs: bool = False) -> None:
         os.close(claimed.lock_fd)
 
 
-def remove_stale(path: str) -> None:
-    """Removes the directory that a killed instance left; does nothing when there is none or when it is in use."""
+def remove_stale(path: str) -> bool:
+    """Removes the directory that a killed instance left. False when it is in use."""
     if os.path.isdir(path):
         try:
             claimed = claim(path)
         except EngineError:
-            return
+            return False
         remove(claimed)
+    return True
 
 
 def running_pid(path: str) -> int | None:
@@ -88,21 +90,24 @@ def running_pid(path: str) -> int | None:
         pass  # somebody listens, and more wait than it has got round to: a busy supervisor, not a dead one
     except OSError:
         return None
-    return _read_pid(path)
+    return read_pid(path)
 
 
-def write_pid(path: str) -> None:
-    """Notes who serves the directory."""
-    fd = os.open(os.path.join(path, PID), os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def write_pid(path: str, name: str = PID, pid: int | None = None) -> None:
+    """Notes who serves the directory (``STANDBY``: who would), by default this process. A reader sees old or new."""
+    target = os.path.join(path, name)
+    fd = os.open(target + ".new", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, str(os.getpid()).encode())
+        os.write(fd, str(os.getpid() if pid is None else pid).encode())
     finally:
         os.close(fd)
+    os.rename(target + ".new", target)
 
 
-def _read_pid(path: str) -> int | None:
+def read_pid(path: str, name: str = PID) -> int | None:
+    """Who serves the directory, or served it when all were killed; None: nobody, or it is gone."""
     try:
-        with open(os.path.join(path, PID), encoding="ascii") as file:
+        with open(os.path.join(path, name), encoding="ascii") as file:
             return int(file.read())
     except (OSError, ValueError):
         return None
@@ -126,7 +131,7 @@ def _lock(path: str) -> int | None:
             return fd
     except BlockingIOError:
         os.close(fd)
-        pid = _read_pid(path)
+        pid = read_pid(path)
         raise AlreadyRunningError(
             f"an instance is running in {path}" + (f" (supervisor {pid})" if pid else "") + "; "
             "use that one, end it with 'skate shutdown', or set SKATE_INSTANCE to another name"

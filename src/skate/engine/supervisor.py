@@ -4,6 +4,7 @@ Law: one thread, no event loop, nothing of a request and nothing of a decision; 
 fork at any moment. It has imported what its children need, which is why they start in milliseconds and share memory.
 It ends everything, and removes the runtime directory, when it is asked to (SIGTERM, SIGINT), when its owner's
 lifeline is cut, when the controller ends by its own will (exit code 0), or when the controller keeps dying.
+Should it be killed all the same, a fork of it that waited for this (``standby``) goes on in its place, as itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -27,17 +29,21 @@ from setproctitle import setproctitle
 from skate.core.clock import Clock, SystemClock
 from skate.engine import runtime_dir
 from skate.engine.base import EngineError, ForgetProcess, StartProcess, StopProcess
-from skate.engine.child import CAUGHT, Birth
+from skate.engine.child import CAUGHT, Birth, held_back
 from skate.engine.door import Door
-from skate.engine.family import Family
+from skate.engine.exits import ExitBoard
+from skate.engine.family import PROCESSES_MAX, Family, Member
 from skate.engine.lifeline import Lifeline
 from skate.engine.messages import Answer, Ask, Ended, SupervisorConfig
 from skate.engine.output import Shelf
+from skate.engine.standby import Course, Heir, Note, Standby
 
 ORPHANED_GRACE_S = 0.5  # the owner is gone, nobody waits for an answer any more
 UNKILLABLE_S = 2.0  # after SIGKILL; a process that hangs in the kernel is left to it
 RESTART_DELAY_S = 0.1  # before the second restart in a row; doubles
 RESTART_DELAY_MAX_S = 2.0
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by a standby; the last is sent to orphans that are stopped
+DESCRIPTORS_OWN = 512  # of a supervisor, beside one for each adopted process: connections above all
 
 
 def restart_delay_s(deaths: int, deaths_max: int) -> float | None:
@@ -56,40 +62,68 @@ class Supervisor:
         self._config = config
         self._clock = clock
         self._own = runtime_dir.RuntimeDir(config.runtime_dir, config.lock_fd)
-        self._deaths: deque[float] = deque()
+        self._deaths: deque[float] = deque()  # of controllers
+        self._takeovers: deque[float] = deque()
         self._restart_at: float | None = None
         self._end_at: float | None = None  # set: ending, and over at that time whatever is left
         self._exit_code = 0
-        self._selector = selectors.DefaultSelector()
+        self._standby = Standby(clock, config.standby_after_s)
         self._lifeline = Lifeline()
-        self._wake, self._wake_write = _listen_to_signals()
-        self._selector.register(self._wake, selectors.EVENT_READ, self._on_signals)
+        address = os.path.join(config.runtime_dir, runtime_dir.ENGINE_SOCKET)
+        self._selector = selectors.DefaultSelector()
+        self._door = Door(address, self._selector, self._answer)
         lifelines = [self._lifeline.read_fd]
         if config.lifeline_fd is not None:
             lifelines.append(config.lifeline_fd)
-            self._selector.register(config.lifeline_fd, selectors.EVENT_READ, self._on_owner_gone)
-        address = os.path.join(config.runtime_dir, runtime_dir.ENGINE_SOCKET)
-        self._door = Door(address, self._selector, self._answer)
         logs = os.path.join(config.runtime_dir, runtime_dir.LOGS)
         self._shelf = Shelf(logs)
-        birth = Birth(f"unix:{address}", tuple(lifelines), logs, config.lifeline_fd is not None, self._close_in_child)
-        self._family = Family(birth, clock)
+        birth = Birth(
+            f"unix:{address}",
+            tuple(lifelines),
+            logs,
+            config.lifeline_fd is not None,
+            ExitBoard(PROCESSES_MAX),
+            self._close_in_child,
+        )
+        self._family = Family(birth, clock, self._tell)
+        self._listen()
         runtime_dir.write_pid(config.runtime_dir)
 
+    def _listen(self) -> None:
+        self._wake, self._wake_write = _listen_to_signals()
+        self._selector.register(self._wake, selectors.EVENT_READ, self._on_signals)
+        if self._config.lifeline_fd is not None:
+            self._selector.register(self._config.lifeline_fd, selectors.EVENT_READ, self._on_owner_gone)
+
     def run(self) -> int:
-        """Serves until the end; the exit code."""
+        """Serves until the end; the exit code. May return in another process than it was called in."""
         try:
             self._start_controller()
             self._import_all()
             self._door.open()  # not before: what is forked shall find everything imported
             while self._end_at is None or (self._family.anyone_alive() and self._clock.now() < self._end_at):
+                if self._end_at is None and self._standby.due():
+                    self._fork_standby()  # returns here, and one day in the standby
                 self._turn(self._timeout_s())
-        finally:
-            self._lifeline.cut()
-            self._door.close_sockets()
-            failed = self._exit_code != 0
-            runtime_dir.remove(self._own, keep_logs=failed and self._config.lifeline_fd is None)
+        except Exception:
+            if self._standby.pid is not None:
+                traceback.print_exc()
+                os._exit(1)  # as if killed: the standby goes on, the processes live
+            self._exit_code = 1
+            self._over()
+            raise
+        self._over()
         return self._exit_code
+
+    def _over(self) -> None:
+        """Nothing runs any more, or nothing that can be killed."""
+        self._standby.end()
+        self._lifeline.cut()
+        self._door.close_sockets()
+        failed = self._exit_code != 0
+        runtime_dir.remove(self._own, keep_logs=failed and self._config.lifeline_fd is None)
+        with suppress(OSError):  # the owner is gone
+            os.write(self._config.outcome_fd, bytes((self._exit_code,)))
 
     def _import_all(self) -> None:
         """The controller runs meanwhile; it needs nothing of this."""
@@ -117,7 +151,8 @@ class Supervisor:
             self._start_controller()
 
     def _timeout_s(self) -> float | None:
-        times = (self._family.next_deadline(), self._restart_at, self._end_at)
+        standby_at = self._standby.again_at if self._end_at is None else None
+        times = (self._family.next_deadline(), self._restart_at, self._end_at, standby_at)
         due = min((time for time in times if time is not None), default=None)
         return None if due is None else max(due - self._clock.now(), 0.0)
 
@@ -125,36 +160,47 @@ class Supervisor:
 
     def _start_controller(self) -> None:
         self._restart_at = None
+        self._tell_course()
         try:
             self._family.start(self._config.controller)
         except EngineError as error:
             _say(str(error))
             self._controller_died()
 
-    def _controller_ended(self, exit_code: int) -> None:
-        self._family.forget(self._config.controller.id)
-        if self._end_at is not None:
+    def _ended(self, member: Member) -> None:
+        if self._config.lifeline_fd is not None and (crash := self._shelf.crash(member.id, member.exit_code)):
+            _say(f"{member.title} crashed, and has written into its log:\n{crash}")
+        if member.role in ("replica", "builder"):  # others come back under the same name
+            self._shelf.ended(member.id)
+        if member.id != self._config.controller.id:
+            self._door.tell(Ended(member.seen()))
             return
-        if exit_code == 0:
+        code = member.exit_code
+        if self._end_at is None and code == 0:
             self._end(self._config.grace_s)
-            return
-        how = f"was killed by {_signal_name(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
-        _say(f"the controller {how}")
-        self._controller_died()
+        elif self._end_at is None:
+            _say(f"the controller {_how(code)}")
+            self._controller_died()
+        self._family.forget(member.id)  # last: a standby that took over meanwhile would find it and do the same
 
     def _controller_died(self) -> None:
-        now = self._clock.now()
-        self._deaths.append(now)
-        while self._deaths[0] < now - self._config.restart_window_s:
-            self._deaths.popleft()
-        delay = restart_delay_s(len(self._deaths), self._config.restarts_max)
+        delay = restart_delay_s(self._note(self._deaths), self._config.restarts_max)
         if delay is None:
             self._give_up(
                 f"the controller died {len(self._deaths)} times in {self._config.restart_window_s:g} s and is not "
                 "started again; its errors are above. The instance ends"
             )
         else:
-            self._restart_at = now + delay
+            self._restart_at = self._clock.now() + delay
+            self._tell_course()
+
+    def _note(self, times: deque[float]) -> int:
+        """Adds this moment; how many there are within the window."""
+        now = self._clock.now()
+        times.append(now)
+        while times[0] < now - self._config.restart_window_s:
+            times.popleft()
+        return len(times)
 
     # -- what may happen
 
@@ -186,15 +232,11 @@ class Supervisor:
             signums = set(self._wake.recv(4096))
         except BlockingIOError:
             return
-        for ended in self._family.reap():
-            if self._config.lifeline_fd is not None and (crash := self._shelf.crash(ended.id, ended.exit_code)):
-                _say(f"{ended.title} crashed, and has written into its log:\n{crash}")
-            if ended.role in ("replica", "builder"):  # others come back under the same name
-                self._shelf.ended(ended.id)
-            if ended.id == self._config.controller.id:
-                self._controller_ended(ended.exit_code or 0)
-            else:
-                self._door.tell(Ended(ended.seen()))
+        ended, others = self._family.reap()
+        if self._standby.pid in others:
+            self._standby.died()
+        for member in ended:
+            self._ended(member)
         if signums & {signal.SIGTERM, signal.SIGINT}:
             self._end(self._config.grace_s if self._end_at is None else 0.0)  # asked twice: now
 
@@ -212,16 +254,105 @@ class Supervisor:
         self._restart_at = None
         end_at = self._clock.now() + grace_s + UNKILLABLE_S
         self._end_at = end_at if self._end_at is None else min(self._end_at, end_at)
+        self._tell_course()
         self._family.stop_all(grace_s)
 
     def _close_in_child(self) -> None:
         """A child keeps none of our descriptors: no end of a pipe that tells our life, no lock, no socket."""
         self._lifeline.cut()  # its copy of the write end, if the hook of the fork has left it
         self._door.close_sockets()
+        self._standby.close_line()
+        self._family.close_pidfds()
+        self._close_own()
+        os.close(self._config.lock_fd)
+        os.close(self._config.outcome_fd)
+
+    def _close_own(self) -> None:
         self._wake.close()
         self._wake_write.close()
         self._selector.close()
-        os.close(self._config.lock_fd)
+
+    # -- the standby
+
+    def _tell(self, note: Note) -> None:
+        self._standby.tell(note)
+
+    def _tell_course(self) -> None:
+        self._tell(Course(tuple(self._deaths), self._restart_at, self._end_at, self._exit_code))
+
+    def _fork_standby(self) -> None:
+        """Forks it and returns; in the standby it returns when that has become the supervisor."""
+        primary = os.getpid()
+        with held_back(), self._lifeline.shared():
+            heir = self._standby.fork()
+            if heir is not None:
+                self._wait_for(heir)
+        if heir is not None:
+            self._take_over(primary)
+        elif self._standby.pid is not None:
+            runtime_dir.write_pid(self._config.runtime_dir, runtime_dir.STANDBY, self._standby.pid)
+
+    def _wait_for(self, heir: Heir) -> None:
+        """The life of the standby. It heeds no signal: the primary says when all ends."""
+        try:
+            os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            for signum in IGNORED:
+                signal.signal(signum, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)  # what is blocked is not ignored, only late
+            self._door.close_guests()
+            self._close_own()
+            setproctitle("skate: standby")
+            heir.wait(self._hear)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # nothing here is ours yet; the primary forks another one
+
+    def _hear(self, note: Note) -> None:
+        if isinstance(note, Course):
+            self._deaths = deque(note.deaths)
+            self._restart_at, self._end_at, self._exit_code = note.restart_at, note.end_at, note.exit_code
+        else:
+            self._family.hear(note)
+
+    def _take_over(self, primary: int) -> None:
+        """This process is the supervisor from now on."""
+        setproctitle("skate: supervisor")
+        _say(f"the supervisor ({primary}) has died; {os.getpid()} goes on in its place")
+        self._selector = selectors.DefaultSelector()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        self._door.hand_over(self._selector)
+        self._door.open()
+        self._listen()
+        runtime_dir.write_pid(self._config.runtime_dir)
+        _allow_descriptors(self._family.size() + DESCRIPTORS_OWN)
+        for member in self._family.adopt():
+            self._watch(member)
+        self._look_for_controller()
+        if self._note(self._takeovers) > self._config.restarts_max:
+            window_s = self._config.restart_window_s
+            self._give_up(f"the supervisor died {len(self._takeovers)} times in {window_s:g} s. The instance ends")
+        self._standby = Standby(self._clock, 0.0)
+
+    def _watch(self, member: Member) -> None:
+        """An adopted process is no child: its pidfd says when it has ended."""
+        pidfd = member.pidfd
+        assert pidfd is not None
+
+        def on_end(events: int) -> None:
+            self._selector.unregister(pidfd)
+            self._family.adopted_ended(member)
+            self._ended(member)
+
+        self._selector.register(pidfd, selectors.EVENT_READ, on_end)
+
+    def _look_for_controller(self) -> None:
+        """It may have died with the primary, or before it, and nobody has forked it again."""
+        member = self._family.find(self._config.controller.id)
+        if member is not None and not member.alive:
+            self._ended(member)
+        elif member is None and self._restart_at is None and self._end_at is None:
+            self._controller_died()
 
 
 def _listen_to_signals() -> tuple[socket.socket, socket.socket]:
@@ -233,6 +364,20 @@ def _listen_to_signals() -> tuple[socket.socket, socket.socket]:
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)  # the owner may have started us with some blocked
     return reader, writer
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Each adopted process takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "was killed"
+    return f"was killed by {_signal_name(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
 def _signal_name(signum: int) -> str:
@@ -253,7 +398,7 @@ def _read_config() -> SupervisorConfig:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for fd in (config.lock_fd, config.lifeline_fd):
+    for fd in (config.lock_fd, config.lifeline_fd, config.outcome_fd):
         if fd is not None:
             os.set_inheritable(fd, False)
     return config

@@ -191,7 +191,7 @@ class Front:
         if not self.loaded:
             keys = [f"{route.app}/{route.deployment}" for route in self.router.routes]
             lanes = self.router.lanes
-            self.loaded = any(key in lanes and lanes[key].links for key in keys)
+            self.loaded = any(key in lanes and (lanes[key].links or lanes[key].target.asleep) for key in keys)
         return self.loaded
 
     def no_answer(self, path: str) -> Answer:
