@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
+from skate.controlplane.decide.survey import STUCK_GRACE_S
 from skate.controlplane.decide.values import RECOVERY_S
 from skate.controlplane.store import MemoryStore
 from skate.core.config import AppConfig, ApplyRequest, ServeConfig
 from skate.core.errors import NotFoundError, OptionError
 from skate.core.specs import AppSpec, Change, DeploymentSpec, HealthReport
+from skate.engine.base import StopProcess
 from tests.controlplane.fakes import Desk, desk, until
 from tests.decide.world import deployment, goal
 
@@ -311,8 +313,25 @@ def test_three_strikes_replace_a_replica_and_fewer_do_not() -> None:
     asyncio.run(main())
 
 
-def _health(id: str, strikes: int) -> bytes:
-    return msgspec.msgpack.encode(HealthReport(id, strikes, error="RuntimeError: ill"))
+def test_one_kind_of_health_does_not_hide_the_other_and_a_stuck_loop_gets_no_grace() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client = await here.client()
+            await client.deploy(app("a", deployment("a", "A", graceful_shutdown_timeout_s=60.0)))
+            await here.state("a", "RUNNING")
+            await client.peer.ask("report_health", _health("a/A#1", 2))
+            await client.peer.ask("report_health", _health("a/A#1", 0, "loop"))
+            assert [one.strikes for one in _replicas(here, "a", "A")] == [2]
+            await client.peer.ask("report_health", _health("a/A#1", 3, "loop"))
+            await until(lambda: ids(here) == ["a/A#2"], "another one", here)
+            graces = [one.grace_s for one in here.engine.actions if isinstance(one, StopProcess)]
+            assert graces == [STUCK_GRACE_S]
+
+    asyncio.run(main())
+
+
+def _health(id: str, strikes: int, kind: Literal["check", "loop"] = "check") -> bytes:
+    return msgspec.msgpack.encode(HealthReport(id, strikes, kind, "RuntimeError: ill"))
 
 
 # -- after a restart --------------------------------------------------------------------------------

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
 from skate.core.clock import SystemClock
 from skate.engine import standby
 from skate.engine.base import EngineError, ForgetProcess, ProcessSeen, StartProcess, StopProcess
+from skate.engine.child import Birth
+from skate.engine.exits import ExitBoard
+from skate.engine.family import Family
 from skate.engine.process import Launched, ProcessEngine
 from skate.engine.runtime_dir import read_pid, running_pid
 from tests.engine.test_process import controlling, descriptors, finish, owned
@@ -162,6 +167,7 @@ def test_exit_codes_of_adopted_processes(world: World) -> None:
             kill_primary(world)
             assert await asyncio.wait_for(told.get(), LIMIT_S) is None  # the line was lost
             assert [one.id for one in await engine.observe() if one.alive] == ["x1", "x2"]
+            assert await seen(engine, "x3") == three
             await engine.perform(StopProcess("x1", LIMIT_S))
             one = await asyncio.wait_for(told.get(), LIMIT_S)
             assert one is not None and (one.id, one.alive, one.exit_code) == ("x1", False, 0)
@@ -330,6 +336,36 @@ def test_a_supervisor_is_killed_while_it_ends(world: World) -> None:
         until(lambda: not instance.alive(), "the instance has ended")
         assert instance.exit_code == 0
         nothing_left(world, instance)
+
+
+@contextmanager
+def adopting(session: bool, **known: Any) -> Iterator[tuple[subprocess.Popen[bytes], Family]]:
+    """A process that a dead supervisor told of, and the family that adopts it."""
+    process = subprocess.Popen(["sleep", "1000"], process_group=None if session else 0, start_new_session=session)
+    family = Family(Birth("", (), ExitBoard(4), lambda: None), SystemClock(), lambda note: None)
+    family.hear(standby.Known("x1", "replica", "x1", process.pid, 0, **known))
+    try:
+        yield process, family
+    finally:
+        family.close_pidfds()
+        process.kill()
+        process.wait()
+
+
+def test_what_was_to_be_stopped_is_asked_again(world: World) -> None:
+    """The primary tells of a stop before it asks; it may have died in between."""
+    with adopting(session=False, stopping=True) as (process, family):
+        assert len(family.adopt()) == 1
+        assert process.wait(LIMIT_S) == -signal.SIGTERM
+
+
+def test_a_stranger_with_the_id_of_a_dead_process_is_left_alone(world: World) -> None:
+    with adopting(session=True, stopping=True, kill_at=0.0) as (process, family):
+        assert family.adopt() == []
+        family.kill_overdue()
+        family.stop("x1", 0.0)
+        assert [(one.alive, one.exit_code) for one in family.seen()] == [(False, None)]
+        assert process.poll() is None
 
 
 def test_without_pidfds_there_is_no_standby(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ class _Replica:
     report: ReplicaReport | None = None
     since: float = 0.0  # when it was first seen, or entered its phase
     blocked: tuple[LoopBlocking, ...] = ()
-    health: HealthReport | None = None
+    check: HealthReport | None = None  # the user's check_health
+    loop: HealthReport | None = None
     telling: str = ""
     refused: str = ""
     not_started: str = ""  # why the engine could not start it
@@ -35,7 +36,7 @@ class _Replica:
         """As a decision sees it; None while there is no process of that name."""
         if self.process is None:
             return ReplicaSeen(id, False, message=self.not_started) if self.not_started else None
-        process, said, health = self.process, self.report, self.health
+        process, said, health = self.process, self.report, self._worse()
         made = ReplicaSeen(id, process.alive, since=self.since, pid=process.pid, exit_code=process.exit_code)
         if said is None:
             return made
@@ -55,7 +56,12 @@ class _Replica:
             config_error=said.config_error,
             strikes=health.strikes if health is not None else 0,
             health_error=health.error if health is not None else "",
+            stuck=health is not None and health.kind == "loop",
         )
+
+    def _worse(self) -> HealthReport | None:
+        """Of the two kinds of health the one with more strikes."""
+        return max((one for one in (self.check, self.loop) if one), key=lambda one: one.strikes, default=None)
 
 
 class Sightings:
@@ -152,7 +158,11 @@ class Sightings:
 
     def health_said(self, report: HealthReport, now: float) -> None:
         """A replica's health changed; the latest report counts."""
-        self._record(report.id, now).health = report
+        record = self._record(report.id, now)
+        if report.kind == "loop":
+            record.loop = report
+        else:
+            record.check = report
         self._changed(report.id)
 
     def proxy_said(self, report: ProxyReport) -> None:

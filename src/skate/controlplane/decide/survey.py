@@ -25,6 +25,7 @@ from skate.controlplane.decide.values import (
 
 OVERDUE_S = 5.0  # how much longer than its grace a stop may take before the kill is asked for again
 FAILED_GRACE_S = 2.0  # a replica that reported its failure ends by itself; this is for the case that it does not
+STUCK_GRACE_S = 0.0  # a loop that does not turn hears nothing and answers nobody
 ADOPTED_GRACE_S = 20.0  # Ray Serve's default, for a replica whose options nobody remembers
 
 
@@ -97,7 +98,8 @@ def _look_at(made: Survey, remembered: ReplicaMemory, seen: ReplicaSeen, now: fl
         return _give_up(made, remembered, seen, end_text(seen), FAILED_GRACE_S, now)
     if seen.strikes >= STRIKES_MAX:
         why = f"is unhealthy: {seen.strikes} health checks failed in a row: {seen.health_error}"
-        return _give_up(made, replace(remembered, ran=True), seen, why, remembered.grace_s, now)
+        grace_s = STUCK_GRACE_S if seen.stuck else remembered.grace_s
+        return _give_up(made, replace(remembered, ran=True), seen, why, grace_s, now)
     if seen.phase == "draining":  # somebody else told it to end; it is let finish
         return replace(remembered, ran=True, stop_by=now + remembered.grace_s + OVERDUE_S)
     stage: Stage = "ready" if is_ready(remembered, seen) else "starting"

@@ -88,7 +88,8 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     """A replica's process, and what the replica said last. ``reported``: it has said something at all.
 
     ``config``: the configuration it runs with; ``telling``: the one it is being told now; ``refused``: the one that it
-    could not take up, because of ``config_error``. ``strikes``: failed health checks in a row.
+    could not take up, because of ``config_error``. ``strikes``: failed health checks in a row; ``stuck``: those
+    of its event loop, which does not turn.
     """
 
     id: str
@@ -106,6 +107,7 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     config_error: str = ""
     strikes: int = 0
     health_error: str = ""
+    stuck: bool = False
 
 
 class ProxySeen(msgspec.Struct, frozen=True):
