@@ -124,6 +124,22 @@ def test_versions_do_not_tell_who_said_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "version", "config"),
+    [
+        ({"num_replicas": 9, "max_queued_requests": 3}, True, True),
+        ({"user_config": {"a": 1}}, True, False),
+        ({"max_threads": 2}, True, False),
+        ({"ray_actor_options": {"num_cpus": 1}}, False, True),
+    ],
+)
+def test_what_a_change_does_follows_from_what_comes_out(
+    folder: Path, options: dict[str, Any], version: bool, config: bool
+) -> None:
+    before, after = built(folder)["Inner"], built(folder, deployments={"Inner": options})["Inner"]
+    assert (before.version == after.version, before.config == after.config) == (version, config)
+
+
+@pytest.mark.parametrize(
     ("options", "number", "scaled"),
     [
         ({"num_replicas": 4}, 4, False),

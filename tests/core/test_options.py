@@ -279,6 +279,13 @@ def test_each_option_counts_for_what_its_change_does() -> None:
     assert restart_options(seen) == {"ray_actor_options": {"num_cpus": 2.0}}
 
 
+def test_an_empty_group_is_no_change() -> None:
+    for said in ({}, {"runtime_env": {}}, {"runtime_env": {"env_vars": {}}}, {"resources": {}, "num_cpus": None}):
+        assert restart_options(deployment_options({"ray_actor_options": said})) == {}
+    inner = deployment_options({"ray_actor_options": {"num_cpus": 1, "runtime_env": {"env_vars": {}}}})
+    assert restart_options(inner) == {"ray_actor_options": {"num_cpus": 1.0}}
+
+
 def test_a_group_and_what_is_in_it_do_the_same_to_replicas() -> None:
     groups = {
         "backpressure_config": BackpressureConfig,

@@ -63,7 +63,7 @@ def build(
         name=name,
         route_prefix=route_prefix,
         ingress=names[app],
-        deployments=tuple(_spec(name, node, names[node], refs, node is app) for node in found),
+        deployments=tuple(_spec(name, node, names[node], refs, texts[node], node is app) for node in found),
         sys_path=tuple(dict.fromkeys(sys_path if sys_path is not None else _search_path())),
         cwd=cwd if cwd is not None else os.getcwd(),
         sources=sources.merged(texts.values()),
@@ -168,7 +168,12 @@ def _free_name(base: str, taken: set[str], counts: dict[str, int]) -> str:
 
 
 def _spec(
-    app: str, node: Application[Any], name: str, refs: dict[Application[Any], HandleRef], root: bool
+    app: str,
+    node: Application[Any],
+    name: str,
+    refs: dict[Application[Any], HandleRef],
+    texts: dict[str, Source],
+    root: bool,
 ) -> DeploymentSpec:
     target: Any = node._deployment.func_or_class
     options = node._deployment.all_options
@@ -182,17 +187,16 @@ def _spec(
         ingress=root,
         asgi=_is_asgi(node),
     )
-    return with_options(bare, options, target)
+    return with_options(bare, options, texts)
 
 
-def with_options(spec: DeploymentSpec, options: DeploymentOptions, target: Any) -> DeploymentSpec:
-    """The same code with these options, and so of the version and the configuration that they make.
+def with_options(spec: DeploymentSpec, options: DeploymentOptions, texts: dict[str, Source]) -> DeploymentSpec:
+    """The same code with these options, and so of the version and configuration that both make.
 
-    ``target``: the class or function that the code is. Raises ``OptionError``.
+    ``texts``: those that the code is made of (``sources.sources_of``). Raises ``OptionError``.
     """
     _check_request_router(spec.name, options)
     _check_autoscaling_policy(spec.name, options)
-    texts = sources.sources_of(code.module_of(target))
     version = _version(spec.code, texts, spec.init, restart_options(options))
     return msgspec.structs.replace(spec, options=options, version=version, config=_config(reconfigure_options(options)))
 

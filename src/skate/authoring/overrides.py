@@ -15,9 +15,11 @@ from typing import Any
 
 import msgspec
 
+from skate.authoring.code import module_of
 from skate.authoring.deployment import Application, check_user_config
 from skate.authoring.graph import build, deployments, with_options
 from skate.authoring.load import imported
+from skate.authoring.sources import sources_of
 from skate.core.checks import nearest, options_of, read_option, struct
 from skate.core.config import AppConfig
 from skate.core.environment import export
@@ -99,7 +101,7 @@ def _deployment(
         return one
     if options.user_config != one.options.user_config:
         check_user_config(target, options, where)
-    return with_options(one, options, target)
+    return with_options(one, options, sources_of(module_of(target)))
 
 
 def _runtime_env(config: AppConfig) -> RuntimeEnv:

@@ -337,3 +337,13 @@ def options_of(cls: type[msgspec.Struct]) -> dict[str, Option]:
         default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
         found[field.name] = replace(option, name=field.name, default=None if field.required else default)
     return found
+
+
+def without_defaults(group: msgspec.Struct) -> dict[str, Any]:
+    """A group of options as plain data, as far as it differs from its defaults; by value, so an empty group is none."""
+    found: dict[str, Any] = {}
+    for name, option in options_of(type(group)).items():
+        value = getattr(group, name)
+        if value != option.default:
+            found[name] = without_defaults(value) if isinstance(value, msgspec.Struct) else msgspec.to_builtins(value)
+    return found

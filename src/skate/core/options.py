@@ -38,6 +38,7 @@ from skate.core.checks import (
     text,
     unknown_hint,
     whole,
+    without_defaults,
 )
 from skate.core.errors import OptionError
 from skate.core.ids import name_problem
@@ -471,7 +472,7 @@ def reconfigure_options(options: DeploymentOptions) -> dict[str, Any]:
 def _that(options: DeploymentOptions, change: Change) -> dict[str, Any]:
     """As plain data. Defaults are left out, so that an option added to Skate later changes no hash."""
     declared = options_of(DeploymentOptions)
-    plain: dict[str, Any] = msgspec.to_builtins(options)
+    plain = without_defaults(options)
     return {name: plain[name] for name in sorted(plain) if declared[name].change == change}
 
 
