@@ -179,6 +179,12 @@ def test_somebody_elses_application_is_not_replaced_in_silence(here: FakeInstanc
     assert "application two was" not in result.stderr
 
 
+def test_what_only_counts_at_the_start_of_an_instance_is_not_dropped_in_silence(here: FakeInstance) -> None:
+    Path("apps.yaml").write_text("http_options: {port: 1}\nproxy_location: Disabled\n" + FILE)
+    said = "warning: http_options and proxy_location of apps.yaml count when an instance is started; this one keeps its"
+    assert said in invoke("deploy", "apps.yaml").stderr
+
+
 def test_what_the_instance_refuses_is_one_line(here: FakeInstance) -> None:
     here.controller.refusal = OptionError("route_prefix '/' is in use")
     result = invoke("deploy", "apps.yaml")

@@ -94,6 +94,8 @@ def deploy(
     order = targets.order("deploy", target, config, app_dir, prune=prune)
     status = instance.status()
     warn_of_others(status, [app.name for app in config.applications], order.by)
+    if unused := targets.of_instance(config):
+        warn(f"{' and '.join(unused)} of {target} count when an instance is started; this one keeps its own")
     ordered = asked(lambda client: client.apply(order))
     _wait_or_go(dict.fromkeys(ordered), no_wait, limit_s)
 

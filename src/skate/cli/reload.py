@@ -115,6 +115,8 @@ class File:
         self._app_dir = app_dir
         self._config: ServeConfig | None = targets.read(path)  # until it is loaded for the first time
         self.http_options: Mapping[str, Any] = self._config.http_options
+        self.without_http = targets.without_http(self._config)
+        self.of_instance = targets.of_instance(self._config)
         own = (app.runtime_env.get("working_dir") for app in self._config.applications)
         folders = [folder for folder in (app_dir, *own) if folder and os.path.isdir(folder)]
         self._watcher = Watcher(folders, os.path.abspath(path)) if reloads else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,18 +63,20 @@ def run(
     """
     words = targets.pairs(arguments)
     options: Mapping[str, Any] = {}
+    http, of_file = True, list[str]()
     source: Source
     if targets.is_file(target):
         file = reload.File(target, app_dir, reloads)
         targets.refuse_words(target, words)
         options, source = file.http_options, file
+        http, of_file = not file.without_http, file.of_instance
     else:
         recipe = reload.Recipe(target, words, name, route_prefix, app_dir)
         put_first(app_dir)
         source = reload.Fresh(recipe, is_verbose()) if reloads else reload.Once(recipe)
     shown = screen(listens=True)
-    start = _starter(given, options, detached=False, output=shown.output)
-    code = Foreground(source, start, shown, SystemClock(), _unused()).run()
+    start = _starter(given, options, http=http, detached=False, output=shown.output)
+    code = Foreground(source, start, shown, SystemClock(), _unused(of_file)).run()
     click.get_current_context().exit(code)
 
 
@@ -110,15 +112,20 @@ def start(**given: Any) -> None:
 
 
 def _starter(
-    given: Mapping[str, Any], options: Mapping[str, Any], *, detached: bool, output: int | None = None
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    detached: bool,
+    http: bool = True,
+    output: int | None = None,
 ) -> Callable[[], tuple[instances.Instance, bool]]:
     """``options``: of a file; what stands on the command line wins."""
     address = {"host": given["host"], "port": given["port"]}
-    http = HttpOptions(**check_http_options({**address, **options, **{one: address[one] for one in typed(*address)}}))
+    said = HttpOptions(**check_http_options({**address, **options, **{one: address[one] for one in typed(*address)}}))
     check_preload(given["preload"])
     return partial(
         instances.start,
-        http,
+        said if http else None,
         proxies=given["proxies"],
         preload=given["preload"],
         detached=detached,
@@ -127,9 +134,11 @@ def _starter(
     )
 
 
-def _unused() -> str:
+def _unused(of_file: Sequence[str] = ()) -> str:
     """What to say of options that have no effect on an instance that is running already."""
-    named = ", ".join("--" + name.replace("_", "-") for name in typed(*OF_INSTANCE))
+    named = ", ".join(
+        ["--" + name.replace("_", "-") for name in typed(*OF_INSTANCE)] + [f"{key} of the file" for key in of_file]
+    )
     return f" Not used: {named}, which the running instance has of its own." if named else ""
 
 

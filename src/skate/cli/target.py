@@ -62,6 +62,16 @@ def read(file: str) -> ServeConfig:
     return found
 
 
+def of_instance(config: ServeConfig) -> list[str]:
+    """What the file says that only counts for an instance that it starts."""
+    return [*(["http_options"] if config.http_options else []), *(["proxy_location"] if without_http(config) else [])]
+
+
+def without_http(config: ServeConfig) -> bool:
+    """Whether the file wants no HTTP at all."""
+    return config.proxy_location == "Disabled"
+
+
 def refuse_words(target: str, arguments: Mapping[str, str]) -> None:
     """A file says these things itself."""
     if arguments:
