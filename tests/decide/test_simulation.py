@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.decide import whole
+from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.publish import Published, deployment, published, routes
 from skate.controlplane.decide.restart import budget
 from skate.controlplane.decide.rollout import pace_of
@@ -20,6 +21,7 @@ from skate.controlplane.decide.values import (
     STRIKES_MAX,
     DeploymentMemory,
     Desired,
+    Loaded,
     Memory,
     Observed,
     Plan,
@@ -57,6 +59,8 @@ class Simulation:
         self.router_deployments: dict[str, DeploymentTarget] = {}
         self.router_routes: tuple[Route, ...] = ()
         self.wake_at: float | None = None
+        self.loads: dict[str, Load] = {}
+        self.heavy: set[str] = set()  # keys whose load changed since the last look
 
     def run(self) -> None:
         """Raises AssertionError when an invariant does not hold."""
@@ -84,9 +88,39 @@ class Simulation:
             self.memory = forgotten(self.memory)
             self.lossless = False
         self.desired = dataclasses.replace(self.desired, apps=apps)
+        self.change_load()
+
+    def change_load(self) -> None:
+        """Calls come and go."""
+        for key, wanted in self.desired.wanted.items():
+            if wanted.spec.options.autoscaling_config is not None and (key not in self.loads or not self.calm_load()):
+                total, now = self.chance.choice((0, 0, 1, 3, 8)), self.world.now
+                self.loads[key] = self.loads.get(key, Load()).seen(now, total, 0, 0, 2.0)
+                self.heavy.add(key)
+
+    def calm_load(self) -> bool:
+        return self.world.calm or self.chance.random() < 0.7
+
+    def loaded(self) -> Loaded:
+        return Loaded(self.loads, {}, self.world.now)
+
+    def target(self, spec: DeploymentSpec, memory: Memory) -> int:
+        """How many are wanted: a fixed number, or what the autoscaler said."""
+        config = spec.options.autoscaling_config
+        if config is None:
+            return spec.options.replicas
+        target = memory.deployments[spec.key].target
+        assert config.min_replicas <= target <= config.most, f"{spec.key} scales to {target}"
+        total = self.loads[spec.key].total if spec.key in self.loads else 0
+        assert target or not total, f"{spec.key} sleeps while a call waits"
+        return target
 
     def new_controller(self) -> None:
         """What the old one heard is lost; the new one must look at everything."""
+        now = self.world.now
+        self.loads = {
+            key: Load(complete_at=now + 2.0).seen(now, load.total, 0, 0, 2.0) for key, load in self.loads.items()
+        }
         self.world.new_controller()
         self.before = None
         self.publications, self.heard = Publications(), 0
@@ -95,14 +129,18 @@ class Simulation:
         """One decision, checked and performed, sometimes only in part."""
         world, now = self.world, self.world.now
         observed = world.observed()
-        plan = decide(self.desired, observed, self.memory, now)
-        assert plan == decide(self.desired, observed, self.memory, now), "the same arguments gave another plan"
+        loaded = self.loaded()
+        plan = decide(self.desired, observed, self.memory, now, None, loaded)
+        assert plan == decide(self.desired, observed, self.memory, now, None, loaded), (
+            "the same arguments, another plan"
+        )
         with mock.patch.object(whole, "at_rest", return_value=False):
-            slow = decide(self.desired, observed, self.memory, now)
+            slow = decide(self.desired, observed, self.memory, now, None, loaded)
         assert slow == plan, "what seemed to be at rest was not"
         dirty = self.dirty(observed)
         self.check_part(plan, dirty, observed)
         self.before = (self.desired, observed) if not plan.waiting else None
+        self.heavy = set()
         self.touched = {key_of(action.id) for action in plan.actions}  # of a proxy: PROXIES
         self.wakes = {key: at for key, at in plan.wakes.items() if at is not None}
         self.wake_at = plan.wake_at
@@ -125,7 +163,7 @@ class Simulation:
             return plan
         for action in plan.actions:
             world.perform(action, before)
-        again = decide(self.desired, world.observed(), self.memory, now)
+        again = decide(self.desired, world.observed(), self.memory, now, None, loaded)
         assert not again.actions, f"performing the plan did not satisfy it: {again.actions}"
         self.check_status()
         return plan
@@ -143,6 +181,7 @@ class Simulation:
             or self.desired.wanted.get(key) != desired.wanted.get(key)
             or self.wakes.get(key, 1e12) <= self.world.now
             or key in self.touched
+            or key in self.heavy
         ]
         due = self.wakes.get(PROXIES, 1e12) <= self.world.now
         proxies = due or PROXIES in self.touched or observed.proxies != seen.proxies
@@ -150,7 +189,7 @@ class Simulation:
 
     def check_part(self, plan: Plan, dirty: list[str], observed: Observed) -> None:
         """A decision about what changed is the decision about everything."""
-        part = decide(self.desired, observed, self.memory, self.world.now, dirty)
+        part = decide(self.desired, observed, self.memory, self.world.now, dirty, self.loaded())
         assert (part.actions, part.memory, part.gone) == (plan.actions, plan.memory, plan.gone), (
             f"looking at {dirty} alone is not enough: {part.actions} instead of {plan.actions}"
         )
@@ -170,7 +209,7 @@ class Simulation:
             standing = [one for one in staying if one.heard not in ("failed", "draining")]
             ready = [one for one in standing if one.heard == "ready" or (one.heard is None and self.ran_before(one.id))]
             left = [one for one in ready if one.id not in stops]
-            target = spec.options.replicas
+            target = self.target(spec, plan.memory)
             assert len(left) >= min(len(ready), target), f"{spec.key} was made smaller than wanted"
             begun = sum(action.key == spec.key for action in starts)
             count = sum(one.id not in stops for one in standing) + begun
@@ -192,7 +231,7 @@ class Simulation:
 
     def check_budget(self, spec: DeploymentSpec, revision: int, begun: int) -> None:
         """A constructor that never worked is tried a limited number of times."""
-        if not self.lossless or spec.version != BAD:
+        if not self.lossless or spec.version != BAD or spec.options.autoscaling_config is not None:
             return
         tried = self.world.starts.get((spec.key, revision, spec.version), 0) + begun
         target = spec.options.replicas
@@ -257,7 +296,7 @@ class Simulation:
         ]
         configs = [one.heard is None or one.heard_config == spec.config for one in standing]
         versions = [replica is not None and replica.version == spec.version for replica in known]
-        return len(standing) == spec.options.replicas and all(ready) and all(versions) and all(configs)
+        return len(standing) == self.target(spec, self.memory) and all(ready) and all(versions) and all(configs)
 
     # -- afterwards -----------------------------------------------------------------------------
 
@@ -280,7 +319,7 @@ class Simulation:
         status = serve_status(self.desired, {}, self.world.observed(), self.memory, self.world.now)
         for key, spec in wanted.items():
             shown = status.applications[spec.app].deployments[spec.name].status
-            if spec.version == BAD:
+            if spec.version == BAD and self.target(spec, self.memory):
                 assert shown == "DEPLOY_FAILED", (key, shown)
                 assert self.serving(key) or not serving[key], f"{key} lost the old ones"
             else:
@@ -288,7 +327,8 @@ class Simulation:
                 fine = ("HEALTHY", "DEPLOY_FAILED") if shaky else ("HEALTHY",)
                 assert shown in fine, (key, shown)
             target = self.state.deployments[key]
-            assert target.replicas or target.unavailable, f"{key} neither serves nor says why not"
+            serves = target.replicas or target.unavailable or target.asleep
+            assert serves, f"{key} neither serves nor says why not"
 
     def serving(self, key: str) -> int:
         mine = [one for one in self.world.replicas.values() if one.alive and one.key == key and one.phase == "ready"]

@@ -28,7 +28,7 @@ from skate.controlplane.decide.values import (
     StopProxy,
     StopReplica,
 )
-from skate.core.options import DeploymentOptions
+from skate.core.options import AutoscalingConfig, DeploymentOptions
 from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, ReplicaPhase
 
 BAD = "bad"  # a version whose constructor always fails
@@ -239,12 +239,28 @@ def random_goal(chance: random.Random, name: str, before: Goal | None, now: floa
             config=chance.choice(["c1", "c2"] if calm else ["c1", "c2", BAD_CONFIG]),
             max_surge_percent=chance.choice((0, 50)),
             graceful_shutdown_timeout_s=chance.choice((0.0, 2.0, 20.0)),
+            **random_scaling(chance),
         )
         for part in ("A", "B")[: chance.randint(1, 2)]
     )
     if before is not None and chance.random() < 0.3:
         deployments = before.spec.deployments
     return goal(name, *deployments, revision=int(now * 1000), at=now)
+
+
+def random_scaling(chance: random.Random) -> dict[str, object]:
+    """Now and then the number follows the load."""
+    if chance.random() < 0.6:
+        return {}
+    config = AutoscalingConfig(
+        min_replicas=chance.randint(0, 2),
+        max_replicas=chance.randint(2, 5),
+        target_ongoing_requests=1.0,
+        look_back_period_s=2.0,
+        upscale_delay_s=chance.choice((0.0, 1.0)),
+        downscale_delay_s=chance.choice((0.0, 3.0)),
+    )
+    return {"num_replicas": "auto", "autoscaling_config": config}
 
 
 def forgotten(memory: Memory) -> Memory:

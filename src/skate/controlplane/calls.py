@@ -109,8 +109,9 @@ class ControlCalls:
 
     def session_lost(self, session: Session) -> None:
         """The process at the other end is gone."""
-        self._state.accounts.left(id(session))
-        self._state.touch()
+        state = self._state
+        state.accounts.left(id(session))
+        state.touch(state.loads.left(id(session), state.clock.now()))
 
     # -- wishes ---------------------------------------------------------------------------------
 
@@ -188,6 +189,7 @@ class ControlCalls:
             state.clock.now(),
             state.counts(),
             os.getpid(),
+            state.autoscaling(),
         )
 
     async def _watch_status(self, exchange: Exchange) -> None:
@@ -233,7 +235,10 @@ class ControlCalls:
 
     def _report_ledger(self, exchange: Exchange) -> bytes:
         session = exchange.session
-        self._state.accounts.report(id(session), session.peer_name, _decoded(exchange, Counts))
+        state, news = self._state, _decoded(exchange, Counts)
+        state.accounts.report(id(session), session.peer_name, news)
+        if changed := state.loads.report(id(session), news, state.clock.now()):
+            state.touch(changed)
         return b""
 
 

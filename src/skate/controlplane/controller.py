@@ -18,9 +18,11 @@ from skate.controlplane.applications import Applications
 from skate.controlplane.broadcast import Tasks
 from skate.controlplane.builds import Builds
 from skate.controlplane.calls import ControlCalls
+from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.publish import deployment, routes
-from skate.controlplane.decide.values import PROXIES, Action, Plan, Reconfigure
+from skate.controlplane.decide.values import PROXIES, Action, Loaded, Plan, Reconfigure
 from skate.controlplane.decide.whole import decide, every_key
+from skate.controlplane.policies import Place
 from skate.controlplane.processes import Processes
 from skate.controlplane.records import Records
 from skate.controlplane.sightings import PROXY_PREFIX
@@ -94,6 +96,7 @@ class Controller:
                 await self._until(self._next_look())
             self._state.records.store.clear()
         finally:
+            self._state.policies.close()
             await self._tasks.close()  # ends the answers of those who watch
             await listener.close()
             self._processes.close()
@@ -113,7 +116,8 @@ class Controller:
         if dirty is not None:
             dirty.update([key for key, at in self._wakes.items() if at <= now])
         observed = state.observed = state.sightings.observed
-        plan = decide(state.desired, observed, state.memory, now, dirty)
+        keys = state.desired.wanted if dirty is None else dirty
+        plan = decide(state.desired, observed, state.memory, now, dirty, self._loaded(keys, now))
         self._note_wakes(plan)
         if plan.waiting:
             state.dirty = None
@@ -121,6 +125,7 @@ class Controller:
         state.sightings.all_have_reported()
         actions = [(action, self._for_engine(action)) for action in plan.actions]
         self._remember(plan)
+        self._ask_policies(plan)
         self._publish(every_key(state.desired, observed, state.memory) if dirty is None else dirty)
         if dirty is None or dirty:
             state.statuses.bump()
@@ -128,6 +133,28 @@ class Controller:
         self._builds.begin(self._tasks)
         await self._perform_all(actions)
         return plan.ended
+
+    def _loaded(self, keys: Iterable[str], now: float) -> Loaded:
+        """What the autoscaler goes by, for these deployments."""
+        state, loads = self._state, dict[str, Load]()
+        for key in keys:
+            wanted = state.desired.wanted.get(key)
+            config = wanted.spec.options.autoscaling_config if wanted is not None else None
+            if config is not None:
+                loads[key] = state.loads.watch(key, config.look_back_period_s, now)
+            elif state.scalings.pop(key, None) is not None:
+                state.loads.forget(key)
+                state.policies.forget(key)
+        return Loaded(loads, state.policies.answers, self._clock.wall())
+
+    def _ask_policies(self, plan: Plan) -> None:
+        state = self._state
+        state.scalings.update(plan.scalings)
+        for key, scaling in plan.scalings.items():
+            if scaling.ask is not None:
+                goal = state.desired.wanted[key].goal
+                place = Place(goal.spec.sys_path, goal.spec.cwd, goal.revision)
+                state.policies.ask(key, scaling.ask, scaling.memory.policy_memory, place)
 
     async def _look(self) -> None:
         """What processes there are, all of them."""

@@ -11,14 +11,17 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from skate.controlplane.broadcast import Signal
+from skate.controlplane.decide.autoscale import Scaling
 from skate.controlplane.decide.ledger import Accounts
+from skate.controlplane.decide.load import Loads
 from skate.controlplane.decide.values import ADMIN, Desired, Goal, Order
+from skate.controlplane.policies import Policies
 from skate.controlplane.publications import Publications
 from skate.controlplane.records import Records
 from skate.controlplane.sightings import Sightings
 from skate.controlplane.store import REST, Rest, Row, Saved
 from skate.core.clock import Clock
-from skate.core.specs import ControllerConfig, Counts
+from skate.core.specs import AutoscalingStatus, ControllerConfig, Counts
 
 
 class State:
@@ -33,6 +36,9 @@ class State:
         self.capacity = saved.capacity
         self.memory = saved.memory
         self.accounts = Accounts(saved.memory.ended_calls)
+        self.loads = Loads(clock.now())
+        self.policies = Policies(clock, lambda key: self.touch((key,)))
+        self.scalings: dict[str, Scaling] = {}  # by deployment
         self.sightings = Sightings(clock.now())
         self.observed = self.sightings.observed  # as of the last decision, so that it and the memory fit together
         self.publications = Publications()
@@ -109,6 +115,14 @@ class State:
     def counts(self) -> Counts:
         """The counts of calls of the whole instance."""
         return self.accounts.counts()
+
+    def autoscaling(self) -> dict[str, AutoscalingStatus]:
+        """How the autoscaler sees each deployment that scales."""
+        now = self.clock.now()
+        return {
+            key: made.status_at(now, self.loads.watch(key, made.case.config.look_back_period_s, now))
+            for key, made in self.scalings.items()
+        }
 
     def _wishes_changed(self, *goals: Goal | None) -> None:
         self.desired = self._desired()

@@ -373,7 +373,11 @@ class Case(msgspec.Struct, frozen=True):
 
 
 def _tick(at: float) -> int:
-    return math.floor(at * TICKS_PER_S + 1e-4)  # what was made from a tick leads to it again
+    """The last step at or before a moment, exactly: what is not yet due by the clock is not yet counted."""
+    tick = math.floor(at * TICKS_PER_S) + 1
+    while tick / TICKS_PER_S > at:
+        tick -= 1
+    return tick
 
 
 def _ceil(number: float) -> int:

@@ -79,6 +79,7 @@ def target_of(spec: DeploymentSpec, living: Living, memory: DeploymentMemory | N
         retry_after_s=pressure.retry_after_s,
         ingress=spec.ingress,
         retry=spec.options.retry,
+        asleep=memory is not None and memory.target == 0,
     )
 
 

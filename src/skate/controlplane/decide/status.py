@@ -5,7 +5,11 @@ The states are Ray Serve's. An application is as bad as its worst deployment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
+
+from msgspec.structs import replace
 
 from skate.controlplane.decide import restart
 from skate.controlplane.decide.ledger import total
@@ -28,6 +32,7 @@ from skate.controlplane.decide.values import (
 from skate.core.specs import (
     ApplicationState,
     ApplicationStatus,
+    AutoscalingStatus,
     Counts,
     CrashLoop,
     DeploymentSpec,
@@ -53,11 +58,13 @@ def serve_status(
     now: float,
     calls: Counts | None = None,
     pid: int = 0,
+    scalings: Mapping[str, AutoscalingStatus] | None = None,
 ) -> ServeStatus:
     """The whole instance. ``orders``: applications that are being built, or could not be."""
     calls = calls or {}
     applications = {
-        name: application_status(goal, observed, memory, now, orders.get(name)) for name, goal in desired.apps.items()
+        name: application_status(goal, observed, memory, now, orders.get(name), scalings or {})
+        for name, goal in desired.apps.items()
     }
     for name, order in orders.items():
         if name not in applications:
@@ -102,12 +109,20 @@ def unbuilt_status(order: Order, ending: bool) -> ApplicationStatus:
 
 
 def application_status(
-    goal: Goal, observed: Observed, memory: Memory, now: float, order: Order | None = None
+    goal: Goal,
+    observed: Observed,
+    memory: Memory,
+    now: float,
+    order: Order | None = None,
+    scalings: Mapping[str, AutoscalingStatus] = MappingProxyType({}),
 ) -> ApplicationStatus:
     """One application, as bad as its worst deployment. ``order``: a newer state of it that is not built yet."""
     deployments = {
-        spec.name: deployment_status(
-            spec, living_replicas(spec.key, observed, memory), current(goal, spec, memory), now, goal.deleting
+        spec.name: replace(
+            deployment_status(
+                spec, living_replicas(spec.key, observed, memory), current(goal, spec, memory), now, goal.deleting
+            ),
+            autoscaling=scalings.get(spec.key),
         )
         for spec in goal.spec.deployments
     }

@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from skate.controlplane.decide.autoscale import Scaling, ScalingMemory
+from skate.controlplane.decide.load import Load
+from skate.controlplane.decide.policy import Answer
 from skate.core.config import AppConfig
 from skate.core.specs import AppSpec, Counts, DeploymentSpec, LoopBlocking, ReplicaPhase
 
@@ -164,6 +167,15 @@ class ReplicaMemory(msgspec.Struct, frozen=True):
 Course = Literal["UPDATING", "UPSCALING", "DOWNSCALING"]
 
 
+class Loaded(msgspec.Struct, frozen=True):
+    """What the autoscaler goes by: the load of the deployments that scale, the last word of users' own policies, the
+    wall time."""
+
+    loads: dict[str, Load] = {}
+    said: dict[str, Answer] = {}
+    wall: float = 0.0
+
+
 class DeploymentMemory(msgspec.Struct, frozen=True):
     """How a deployment fares at its present revision, and its replicas.
 
@@ -181,6 +193,7 @@ class DeploymentMemory(msgspec.Struct, frozen=True):
     automatic: bool = False  # the last change of the target was the autoscaler's
     failures: Failures = Failures()
     replicas: dict[str, ReplicaMemory] = {}
+    scaling: ScalingMemory | None = None  # of one that scales with its load
 
 
 class ProxyMemory(msgspec.Struct, frozen=True):
@@ -275,6 +288,7 @@ class Plan(msgspec.Struct, frozen=True):
     wakes: dict[str, float | None] = {}
     gone: tuple[str, ...] = ()
     events: tuple[Happening, ...] = ()
+    scalings: dict[str, Scaling] = {}  # of the deployments that scale and were looked at
     ended: bool = False
     waiting: bool = False
 

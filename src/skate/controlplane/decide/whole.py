@@ -11,7 +11,9 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
+from skate.controlplane.decide.autoscale import Capacity, Scaling, autoscale
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
+from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
 from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, strangers, survey
 from skate.controlplane.decide.values import (
@@ -21,6 +23,7 @@ from skate.controlplane.decide.values import (
     DeploymentMemory,
     Desired,
     Happening,
+    Loaded,
     Memory,
     Observed,
     Plan,
@@ -32,9 +35,17 @@ from skate.controlplane.decide.values import (
 )
 from skate.core.specs import DeploymentSpec
 
+IDLE = Loaded()
+NO_LOAD = Load()
+
 
 def decide(
-    desired: Desired, observed: Observed, memory: Memory, now: float, only: Collection[str] | None = None
+    desired: Desired,
+    observed: Observed,
+    memory: Memory,
+    now: float,
+    only: Collection[str] | None = None,
+    loaded: Loaded = IDLE,
 ) -> Plan:
     """What to do now so that what is seen becomes what is wanted; with ``memory.ending`` nothing is wanted.
 
@@ -42,7 +53,7 @@ def decide(
     """
     if not is_complete(observed, now, RECOVERY_S):
         return Plan((), memory, wakes={PROXIES: observed.started_at + RECOVERY_S}, waiting=True)
-    round = _Round(desired, observed, memory, now)
+    round = _Round(desired, observed, memory, now, loaded)
     if only is None or PROXIES in only or memory.ending:
         round.take_fleet(plan_proxies(() if memory.ending else desired.proxies, observed, memory.proxies, now))
     keys = every_key(desired, observed, memory) if only is None or memory.ending else [key for key in only if key]
@@ -71,7 +82,9 @@ def scaled(replicas: int, capacity: float | None) -> int:
 class _Round:
     """Collects one decision; lives only inside ``decide``."""
 
-    def __init__(self, desired: Desired, observed: Observed, memory: Memory, now: float) -> None:
+    def __init__(self, desired: Desired, observed: Observed, memory: Memory, now: float, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.scalings: dict[str, Scaling] = {}
         self.desired = desired
         self.observed = observed
         self.before = memory
@@ -96,7 +109,7 @@ class _Round:
         before = self.before.deployments.get(key)
         group = self.observed.replicas.get(key, {})
         wanted = None if self.before.ending else self.desired.wanted.get(key)
-        if wanted is not None and before is not None:
+        if wanted is not None and before is not None and wanted.spec.options.autoscaling_config is None:
             target = target_of(wanted, self.desired.capacity).replicas
             if at_rest(wanted.spec, wanted.goal.revision, target, before, group):
                 self.wakes[key] = None
@@ -130,7 +143,7 @@ class _Round:
     def _settle(self, key: str, wanted: Wanted, found: Survey, before: DeploymentMemory | None) -> DeploymentMemory:
         """Brings one deployment to what is wanted."""
         spec = wanted.spec
-        target = target_of(wanted, self.desired.capacity)
+        target = self._target(wanted, found, before)
         plan = reconcile(spec, wanted.goal.revision, target, found.standing, found.endings, before, self.now)
         self.events.extend(plan.events)
         self._wake(key, plan.wake_at)
@@ -139,7 +152,35 @@ class _Round:
         for id in plan.stops:
             self._stop(id, spec.options.graceful_shutdown_timeout_s, found)
         self.actions.extend(Reconfigure(id, key) for id in plan.reconfigures)
-        return plan.memory
+        scaling = self.scalings.get(key)
+        memory = scaling.memory if scaling is not None else None
+        return plan.memory if plan.memory.scaling == memory else replace(plan.memory, scaling=memory)
+
+    def _target(self, wanted: Wanted, found: Survey, before: DeploymentMemory | None) -> Target:
+        """How many replicas it shall have, by wish or by load."""
+        spec = wanted.spec
+        if spec.options.autoscaling_config is None:
+            return target_of(wanted, self.desired.capacity)
+        ready = sum(one.stage == "ready" for one in found.standing)
+        known = before is not None and bool(before.version)
+        scaling = autoscale(
+            spec,
+            self.loaded.loads.get(spec.key, NO_LOAD),
+            ready,
+            before.target if known and before is not None else None,
+            before.scaling if before is not None else None,
+            self.now,
+            self.loaded.wall,
+            capacity=Capacity(self.desired.capacity),
+            said=self.loaded.said.get(spec.key),
+        )
+        self.scalings[spec.key] = scaling
+        self._wake(spec.key, scaling.wake_at)
+        if (made := scaling.decision) is not None:
+            text = f"from {made.before} to {made.after} replicas: {made.reason}"
+            details = {"before": made.before, "after": made.after, "ongoing": made.ongoing, "queued": made.queued}
+            self.events.append(Happening(spec.app, spec.name, "scaled", text, details))
+        return Target(scaling.target, automatic=True)
 
     def _clear(self, found: Survey) -> None:
         """Stops everything of a deployment that is not wanted; proxies go first, for the requests that they hold."""
@@ -178,6 +219,7 @@ class _Round:
             wakes=self.wakes,
             gone=self._gone(deployments),
             events=tuple(self.events),
+            scalings=self.scalings,
             ended=before.ending and self.none_left and not occupied,
         )
 
