@@ -33,7 +33,7 @@ class State:
         self.records = records
         self.goals: dict[str, Goal] = dict(saved.goals)
         self.orders: dict[str, Order] = dict(saved.orders)
-        self.capacity = saved.capacity
+        self.capacity, self.rising = saved.capacity, saved.rising
         self.memory = saved.memory
         self.accounts = Accounts(saved.memory.ended_calls)
         self.loads = Loads(clock.now())
@@ -89,6 +89,7 @@ class State:
     def set_capacity(self, capacity: float | None) -> None:
         """All numbers of replicas are scaled to this many percent."""
         if capacity != self.capacity:
+            self.rising = None not in (capacity, self.capacity) and (capacity or 0.0) > (self.capacity or 0.0)
             self.capacity = capacity
             self.records.put(self.rest_row())
             self.desired = self._desired()
@@ -110,7 +111,7 @@ class State:
 
     def rest_row(self) -> Row:
         """What is stored of no deployment in particular."""
-        return Row("rest", REST, Rest(replace(self.memory, deployments={}), self.capacity))
+        return Row("rest", REST, Rest(replace(self.memory, deployments={}), self.capacity, self.rising))
 
     def counts(self) -> Counts:
         """The counts of calls of the whole instance."""
@@ -133,4 +134,4 @@ class State:
         slots = [str(slot) for slot in range(self.config.proxies)] if self.config.http is not None else []
         if self.config.admin is not None:
             slots.append(ADMIN)
-        return Desired(dict(self.goals), tuple(slots), self.capacity)
+        return Desired(dict(self.goals), tuple(slots), self.capacity, self.rising)

@@ -34,6 +34,7 @@ class Rest(msgspec.Struct, frozen=True):
 
     memory: Memory = Memory()
     capacity: float | None = None
+    rising: bool = False
 
 
 REST = "rest"  # the name of its row
@@ -61,6 +62,7 @@ class Saved(msgspec.Struct, frozen=True):
     orders: dict[str, Order] = {}
     memory: Memory = Memory()
     capacity: float | None = None
+    rising: bool = False
     damaged: tuple[str, ...] = ()
 
 
@@ -271,7 +273,7 @@ def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
             found[kind][name] = value
     rest: Rest = found["rest"].get(REST, Rest())
     memory = msgspec.structs.replace(rest.memory, deployments=found["deployment"])
-    return Saved(found["goal"], found["order"], memory, rest.capacity, tuple(damaged))
+    return Saved(found["goal"], found["order"], memory, rest.capacity, rest.rising, tuple(damaged))
 
 
 def _goals(rows: Iterable[tuple[str, str, bytes, bytes]]) -> list[Goal]:

@@ -66,12 +66,13 @@ class Wanted:
 class Desired:
     """Everything that is wanted: the applications, and a proxy in each slot (in ``ADMIN`` the REST server).
 
-    ``capacity``: percent of all replicas.
+    ``capacity``: percent of all replicas; ``rising``: it was raised last.
     """
 
     apps: dict[str, Goal] = field(default_factory=dict)
     proxies: tuple[str, ...] = ()
     capacity: float | None = None
+    rising: bool = False
 
     @cached_property
     def wanted(self) -> dict[str, Wanted]:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from skate.controlplane.decide.autoscale import Capacity, Scaling, autoscale
+from skate.controlplane.decide.autoscale import Capacity, Scaling, adjusted, autoscale
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
@@ -69,14 +69,7 @@ def every_key(desired: Desired, observed: Observed, memory: Memory) -> list[str]
 
 def target_of(wanted: Wanted, capacity: float | None) -> Target:
     """How many replicas a deployment shall have."""
-    return Target(scaled(wanted.spec.options.replicas, capacity))
-
-
-def scaled(replicas: int, capacity: float | None) -> int:
-    """A number of replicas at ``capacity`` percent: rounded, a half upwards; at least one unless one of both is 0."""
-    if capacity is None or not replicas:
-        return replicas
-    return max(1, int(replicas * capacity / 100 + 0.5)) if capacity else 0
+    return Target(adjusted(wanted.spec.options.replicas, capacity))
 
 
 class _Round:
@@ -171,7 +164,7 @@ class _Round:
             before.scaling if before is not None else None,
             self.now,
             self.loaded.wall,
-            capacity=Capacity(self.desired.capacity),
+            capacity=Capacity(self.desired.capacity, self.desired.rising),
             said=self.loaded.said.get(spec.key),
         )
         self.scalings[spec.key] = scaling
