@@ -103,7 +103,7 @@ time.sleep(60)
     url, session = started(run)
     assert run.line() == "ready"
     assert get(url).text.startswith("hi")
-    assert len(processes_of(session)) == 6
+    until(lambda: len(processes_of(session)) == 6)  # the standby comes a moment later
     run.signal(signal.SIGKILL)
     run.ends(-signal.SIGKILL)
     gone(runtime_dir, session)
