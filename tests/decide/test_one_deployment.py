@@ -306,3 +306,20 @@ def test_a_proxy_that_cannot_listen_is_tried_again_and_says_why() -> None:
         assert StartProxy("0") in plan.actions
     shown = serve_status(desired, {}, Observed(), plan.memory, now).proxies["0"]
     assert shown.status == "UNHEALTHY" and "in use" in shown.message
+
+
+def test_a_replica_is_stopped_with_the_grace_of_what_it_runs_with() -> None:
+    desk = Desk(deployment("a", "A", config="long", graceful_shutdown_timeout_s=60.0))
+    desk.decide()
+    desk.seen["a/A#1"] = ReplicaSeen("a/A#1", True, "ready", reported=True, config="long")
+    desk.decide()
+    desk.deploy(deployment("a", "A", "v2", config="short", graceful_shutdown_timeout_s=0.0))
+    desk.decide()
+    desk.seen["a/A#2"] = ReplicaSeen("a/A#2", True, "ready", reported=True, config="short")
+    assert desk.decide() == (StopReplica("a/A#1", 60.0),)  # the requests that it has were promised this
+    desk.deploy(deployment("a", "A", "v2", config="long", graceful_shutdown_timeout_s=60.0))
+    desk.decide()
+    desk.seen["a/A#2"] = ReplicaSeen("a/A#2", True, "ready", reported=True, config="long")  # taken up in place
+    desk.decide()
+    desk.desired = Desired({"a": replace(desk.desired.apps["a"], deleting=True)})
+    assert StopReplica("a/A#2", 60.0) in desk.decide()

@@ -149,8 +149,9 @@ class _Round:
         self._wake(key, plan.wake_at)
         for _ in range(plan.starts):
             self._start(spec, found)
+        _take_grace(spec, found)
         for id in plan.stops:
-            self._stop(id, spec.options.graceful_shutdown_timeout_s, found)
+            self._stop(id, found.replicas[id].grace_s, found)
         self.actions.extend(Reconfigure(id, key) for id in plan.reconfigures)
         scaling = self.scalings.get(key)
         memory = scaling.memory if scaling is not None else None
@@ -229,3 +230,12 @@ class _Round:
             return ()
         occupied = {key.partition("/")[0] for key, one in deployments.items() if one.replicas}
         return tuple(goal.spec.name for goal in leaving if goal.spec.name not in occupied)
+
+
+def _take_grace(spec: DeploymentSpec, found: Survey) -> None:
+    """A replica has the grace of the configuration that it runs with, whatever is wanted of others by now."""
+    grace_s = spec.options.graceful_shutdown_timeout_s
+    for one in found.standing:
+        replica = found.replicas[one.id]
+        if one.version == spec.version and one.config == spec.config and replica.grace_s != grace_s:
+            found.replicas[one.id] = replace(replica, grace_s=grace_s)
