@@ -323,3 +323,16 @@ def test_a_replica_is_stopped_with_the_grace_of_what_it_runs_with() -> None:
     desk.decide()
     desk.desired = Desired({"a": replace(desk.desired.apps["a"], deleting=True)})
     assert StopReplica("a/A#2", 60.0) in desk.decide()
+
+
+def test_starts_that_a_killed_controller_never_asked_for_are_no_failed_starts() -> None:
+    desk = Desk(deployment("a", "A", replicas=30))
+    desk.decide()
+    desk.seen.clear()  # stored, and killed before the engine was told
+    desk.decide()
+    assert len(desk.starts()) == 30
+    assert desk.status().status == "DEPLOYING" and desk.status().deployments["A"].crash_loop is None
+    for _ in range(3):  # should it be the start itself that leaves no trace, it is slowed down
+        desk.seen.clear()
+        desk.decide()
+    assert not desk.starts() and desk.plan.wake_at is not None

@@ -85,7 +85,7 @@ def _note_end(made: Survey, id: str, remembered: ReplicaMemory, seen: ReplicaSee
     if remembered.stopping or (seen is not None and seen.phase == "draining" and seen.exit_code in (0, None)):
         return
     ran = remembered.ran or (seen is not None and seen.phase in ("ready", "draining"))
-    made.endings.append(Ending(id, remembered.version, ran, f"replica {id} {end_text(seen)}"))
+    made.endings.append(Ending(id, remembered.version, ran, f"replica {id} {end_text(seen)}", seen is None))
 
 
 def _look_at(made: Survey, remembered: ReplicaMemory, seen: ReplicaSeen, now: float) -> ReplicaMemory:
