@@ -356,3 +356,18 @@ def test_events_and_revisions_survive_the_controller() -> None:
             assert await client.rollback("a") == 3
 
     asyncio.run(main())
+
+
+def test_a_delete_that_was_overtaken_by_a_deploy_waits_for_nobody_who_stays() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client = await here.client()
+            await client.deploy(app("a", deployment("a", "A")))
+            await here.state("a", "RUNNING")
+            deleted = asyncio.ensure_future(client.delete("a"))
+            deployed = asyncio.ensure_future(client.deploy(app("a", deployment("a", "A"))))  # before any decision
+            assert await deployed == 2
+            await until(deleted.done, "the answer to the delete", here)
+            assert ids(here) == ["a/A#1"]
+
+    asyncio.run(main())
