@@ -336,3 +336,11 @@ def test_starts_that_a_killed_controller_never_asked_for_are_no_failed_starts() 
         desk.seen.clear()
         desk.decide()
     assert not desk.starts() and desk.plan.wake_at is not None
+
+
+def test_a_number_that_a_living_replica_has_is_not_given_again_though_the_memory_is_lost() -> None:
+    desired = Desired({"a": goal("a", deployment("a", "A")), "b": goal("b", deployment("b", "B"))})
+    living = {"b/B#1": ReplicaSeen("b/B#1", True, "ready", reported=True)}
+    plan = decide(desired, Observed(grouped(living), found=frozenset(living)), Memory(), 0.0)
+    started = [one.id for one in plan.actions if isinstance(one, StartReplica)]
+    assert started == ["a/A#2", "b/B#3"]  # it would listen at the address of b/B#1

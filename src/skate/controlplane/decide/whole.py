@@ -15,7 +15,7 @@ from skate.controlplane.decide.autoscale import Capacity, Scaling, autoscale
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
-from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, strangers, survey
+from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, ordinal_of, strangers, survey
 from skate.controlplane.decide.values import (
     PROXIES,
     RECOVERY_S,
@@ -93,7 +93,7 @@ class _Round:
         self.events: list[Happening] = []
         self.news: dict[str, DeploymentMemory | None] = {}  # None: nothing is left of it
         self.wakes: dict[str, float | None] = {}
-        self.next_ordinal = memory.next_ordinal
+        self.next_ordinal = max(memory.next_ordinal, 1 + max(map(ordinal_of, observed.found), default=0))
         self.proxies = memory.proxies
         self.none_left = not any(seen.alive for seen in observed.proxies.values())
 
