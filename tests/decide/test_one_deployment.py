@@ -344,3 +344,32 @@ def test_a_number_that_a_living_replica_has_is_not_given_again_though_the_memory
     plan = decide(desired, Observed(grouped(living), found=frozenset(living)), Memory(), 0.0)
     started = [one.id for one in plan.actions if isinstance(one, StartReplica)]
     assert started == ["a/A#2", "b/B#3"]  # it would listen at the address of b/B#1
+
+
+def test_a_start_that_failed_once_does_not_end_a_deployment_that_sleeps() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    desk.dead("a/A#1")
+    desk.decide()  # the second one is on its way, and goes: nobody calls any more
+    desk.desired = dataclasses.replace(desk.desired, capacity=0.0)
+    desk.decide()
+    desk.seen.clear()
+    desk.decide()
+    state = published(desk.desired, Observed(), desk.memory, "memory:")
+    assert state.deployments["a/A"].asleep and not state.deployments["a/A"].unavailable
+    assert desk.status().status == "RUNNING"
+
+
+def test_a_deployment_that_gave_up_is_not_called_healthy_while_it_sleeps() -> None:
+    desk = Desk(deployment("a", "A"))
+    for number in (1, 2, 3):
+        desk.decide()
+        desk.now += 1.0
+        desk.decide()
+        desk.dead(f"a/A#{number}")
+    desk.decide()
+    assert desk.status().status == "DEPLOY_FAILED"
+    desk.desired = dataclasses.replace(desk.desired, capacity=0.0)
+    desk.decide()
+    assert published(desk.desired, Observed(), desk.memory, "memory:").deployments["a/A"].unavailable
+    assert desk.status().status == "DEPLOY_FAILED"

@@ -57,8 +57,8 @@ def next_try_at(failures: Failures, width: int, now: float) -> float:
 
 
 def budget(retries_max: int, target: int) -> int:
-    """How many starts may fail in a row before no more are tried."""
-    return max(1, min(retries_max, TRIES_PER_REPLICA * target))
+    """How many starts may fail in a row before no more are tried. What sleeps has the budget of the one that it wakes."""
+    return max(1, min(retries_max, TRIES_PER_REPLICA * max(1, target)))
 
 
 def clipped(text: str) -> str:
