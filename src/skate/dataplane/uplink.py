@@ -123,7 +123,7 @@ class Uplink:
             logger.debug("report %s was not taken: %s", method, error)
 
     async def told(self, method: str, value: Any, timeout_s: float = 5.0) -> None:
-        """Reports and waits until the controller has it, at most ``timeout_s``; one that is back later hears it, too."""
+        """Reports and waits until the controller has it, at most ``timeout_s``. Who is back later hears it, too."""
         body = self._reports[method] = msgspec.msgpack.encode(value)
         try:
             async with asyncio.timeout(timeout_s):

@@ -57,7 +57,7 @@ def next_try_at(failures: Failures, width: int, now: float) -> float:
 
 
 def budget(retries_max: int, target: int) -> int:
-    """How many starts may fail in a row before no more are tried. What sleeps has the budget of the one that it wakes."""
+    """How many starts may fail in a row before no more are tried. Of what sleeps: of the one that a call wakes."""
     return max(1, min(retries_max, TRIES_PER_REPLICA * max(1, target)))
 
 
