@@ -159,9 +159,10 @@ class Controller:
 
     async def _look(self) -> None:
         """What processes there are, all of them."""
+        builders = self._builds.started
         found = await self._all_processes()
         self._state.sightings.all_processes(found, self._clock.now())
-        await self._builds.sweep(found)
+        await self._builds.sweep(found, builders)
 
     async def _all_processes(self) -> list[ProcessSeen]:
         for attempt in range(OBSERVE_TRIES_MAX):
