@@ -324,7 +324,8 @@ def test_a_configuration_that_is_refused_goes_no_further_and_can_be_corrected() 
             assert here.engine.told == [("a/A#1", "bad")]
             await client.deploy(app("a", wanted))
             await here.state("a", "RUNNING")
-            assert here.engine.told[1:] == [] and ids(here) == ["a/A#1", "a/A#2", "a/A#3"]
+            assert here.engine.told[1:] == [("a/A#1", "c1")]  # it may hold half of the other
+            assert ids(here) == ["a/A#1", "a/A#2", "a/A#3"]
 
     asyncio.run(main())
 
