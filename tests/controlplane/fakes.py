@@ -17,6 +17,7 @@ from skate.controlplane.store import MemoryStore, Store
 from skate.core.clock import ManualClock
 from skate.core.config import BuildRequest, BuildResult
 from skate.core.specs import (
+    UNSURE_CONFIG,
     AdminConfig,
     AdminOptions,
     ApplicationStatus,
@@ -159,7 +160,7 @@ class FakeEngine:
         async def take_up(exchange: Exchange) -> None:
             wish = msgspec.msgpack.decode(exchange.body, type=Reconfiguration)
             self.told.append((config.id, wish.config))
-            running[0], error[0] = (running[0], "ValueError: no") if wish.config == "bad" else (wish.config, "")
+            running[0], error[0] = (UNSURE_CONFIG, "ValueError: no") if wish.config == "bad" else (wish.config, "")
             await say("ready")
             exchange.reply(b"")
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from skate.controlplane.builds import BUILDS_MAX
 from skate.controlplane.decide.survey import STUCK_GRACE_S
 from skate.controlplane.decide.values import RECOVERY_S
 from skate.controlplane.store import MemoryStore
@@ -111,6 +112,43 @@ def test_only_the_latest_order_of_an_application_counts() -> None:
             for _ in range(100):
                 await asyncio.sleep(0)
             assert [one.version for one in _replicas(here, "a", "A")] == ["new"]
+
+    asyncio.run(main())
+
+
+def test_a_build_that_is_wanted_no_more_ends_and_keeps_no_other_from_beginning() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client = await here.client()
+            for number in range(BUILDS_MAX):
+                await client.apply(request(config(f"hangs{number}", "hangs")))
+            await until(lambda: len(here.engine.alive("builder")) == BUILDS_MAX, "the builders")
+            hanging = here.engine.alive("builder")
+            await client.delete("hangs0")
+            await until(hanging[0].stopping.is_set, "the end of its builder")
+            await client.apply(request(config("hangs1", A="v1")))
+            await here.state("hangs1", "RUNNING")
+            assert [one.stopping.is_set() for one in hanging] == [True, True, False, False]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_a_builder_that_ended_while_the_line_to_the_engine_was_lost_is_an_error(trace: bool) -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client = await here.client()
+            await client.apply(request(config("a", "hangs")))
+            await until(lambda: here.engine.alive("builder"), "the builder")
+            for _ in range(20):
+                await asyncio.sleep(0)
+            builder = here.engine.alive("builder")[0]
+            builder.exit_code = -9  # nobody is told
+            if not trace:
+                del here.engine.processes[builder.spec.id]
+            here.controller._engine_changed(None)
+            said = "killed by signal 9" if trace else "gone without a trace"
+            assert said in (await here.state("a", "DEPLOY_FAILED")).applications["a"].message
 
     asyncio.run(main())
 
@@ -286,7 +324,8 @@ def test_a_configuration_that_is_refused_goes_no_further_and_can_be_corrected() 
             assert here.engine.told == [("a/A#1", "bad")]
             await client.deploy(app("a", wanted))
             await here.state("a", "RUNNING")
-            assert here.engine.told[1:] == [] and ids(here) == ["a/A#1", "a/A#2", "a/A#3"]
+            assert here.engine.told[1:] == [("a/A#1", "c1")]  # it may hold half of the other
+            assert ids(here) == ["a/A#1", "a/A#2", "a/A#3"]
 
     asyncio.run(main())
 
@@ -354,5 +393,20 @@ def test_events_and_revisions_survive_the_controller() -> None:
             assert (await client.events())[: len(before)] == before
             assert [one.revision for one in await client.history("a")] == [1, 2]
             assert await client.rollback("a") == 3
+
+    asyncio.run(main())
+
+
+def test_a_delete_that_was_overtaken_by_a_deploy_waits_for_nobody_who_stays() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client = await here.client()
+            await client.deploy(app("a", deployment("a", "A")))
+            await here.state("a", "RUNNING")
+            deleted = asyncio.ensure_future(client.delete("a"))
+            deployed = asyncio.ensure_future(client.deploy(app("a", deployment("a", "A"))))  # before any decision
+            assert await deployed == 2
+            await until(deleted.done, "the answer to the delete", here)
+            assert ids(here) == ["a/A#1"]
 
     asyncio.run(main())

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from skate.controlplane import controller as controllers
 from skate.controlplane.processes import CLOSING_S
 from skate.controlplane.store import MemoryStore
 from skate.core.errors import NotFoundError, NotRunningError, OptionError, SkateError, WireError
@@ -21,7 +22,7 @@ from skate.core.specs import (
     ProxyConfig,
     ServeStatus,
 )
-from skate.engine.base import StopProcess
+from skate.engine.base import Action, EngineError, ProcessSeen, StopProcess
 from tests.controlplane.fakes import Desk, Router, desk, report_calls, until
 from tests.decide.world import deployment, goal
 
@@ -171,6 +172,46 @@ def test_an_engine_that_cannot_start_processes_is_a_failed_start() -> None:
                     await asyncio.sleep(0)
                 here.clock.advance(0.2)
             await here.state("a", "DEPLOY_FAILED")
+
+    asyncio.run(main())
+
+
+def test_the_engine_is_asked_for_so_much_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers, "ACTIONS_MAX", 3)
+
+    async def main() -> None:
+        async with desk() as here:
+            client, perform, asked = await here.client(), here.engine.perform, [0, 0]
+
+            async def slowly(action: Action) -> ProcessSeen | None:
+                asked[0] += 1
+                asked[1] = max(asked)
+                await asyncio.sleep(0)
+                asked[0] -= 1
+                return await perform(action)
+
+            monkeypatch.setattr(here.engine, "perform", slowly)
+            await client.deploy(app("a", deployment("a", "A", replicas=10)))
+            await here.state("a", "RUNNING")
+            assert asked[1] == 3
+
+    asyncio.run(main())
+
+
+def test_a_start_that_was_answered_too_late_is_found_and_not_done_twice() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client, perform = await here.client(), here.engine.perform
+
+            async def late(action: Action) -> ProcessSeen | None:
+                here.engine.perform = perform  # type: ignore[method-assign]
+                await perform(action)
+                raise EngineError("the supervisor did not answer within 30 s")
+
+            here.engine.perform = late  # type: ignore[method-assign]
+            await client.deploy(app("a"))
+            await here.state("a", "RUNNING")
+            assert [one.spec.id for one in here.engine.alive()] == ["a/A#1"]
 
     asyncio.run(main())
 

@@ -306,3 +306,70 @@ def test_a_proxy_that_cannot_listen_is_tried_again_and_says_why() -> None:
         assert StartProxy("0") in plan.actions
     shown = serve_status(desired, {}, Observed(), plan.memory, now).proxies["0"]
     assert shown.status == "UNHEALTHY" and "in use" in shown.message
+
+
+def test_a_replica_is_stopped_with_the_grace_of_what_it_runs_with() -> None:
+    desk = Desk(deployment("a", "A", config="long", graceful_shutdown_timeout_s=60.0))
+    desk.decide()
+    desk.seen["a/A#1"] = ReplicaSeen("a/A#1", True, "ready", reported=True, config="long")
+    desk.decide()
+    desk.deploy(deployment("a", "A", "v2", config="short", graceful_shutdown_timeout_s=0.0))
+    desk.decide()
+    desk.seen["a/A#2"] = ReplicaSeen("a/A#2", True, "ready", reported=True, config="short")
+    assert desk.decide() == (StopReplica("a/A#1", 60.0),)  # the requests that it has were promised this
+    desk.deploy(deployment("a", "A", "v2", config="long", graceful_shutdown_timeout_s=60.0))
+    desk.decide()
+    desk.seen["a/A#2"] = ReplicaSeen("a/A#2", True, "ready", reported=True, config="long")  # taken up in place
+    desk.decide()
+    desk.desired = Desired({"a": replace(desk.desired.apps["a"], deleting=True)})
+    assert StopReplica("a/A#2", 60.0) in desk.decide()
+
+
+def test_starts_that_a_killed_controller_never_asked_for_are_no_failed_starts() -> None:
+    desk = Desk(deployment("a", "A", replicas=30))
+    desk.decide()
+    desk.seen.clear()  # stored, and killed before the engine was told
+    desk.decide()
+    assert len(desk.starts()) == 30
+    assert desk.status().status == "DEPLOYING" and desk.status().deployments["A"].crash_loop is None
+    for _ in range(3):  # should it be the start itself that leaves no trace, it is slowed down
+        desk.seen.clear()
+        desk.decide()
+    assert not desk.starts() and desk.plan.wake_at is not None
+
+
+def test_a_number_that_a_living_replica_has_is_not_given_again_though_the_memory_is_lost() -> None:
+    desired = Desired({"a": goal("a", deployment("a", "A")), "b": goal("b", deployment("b", "B"))})
+    living = {"b/B#1": ReplicaSeen("b/B#1", True, "ready", reported=True)}
+    plan = decide(desired, Observed(grouped(living), found=frozenset(living)), Memory(), 0.0)
+    started = [one.id for one in plan.actions if isinstance(one, StartReplica)]
+    assert started == ["a/A#2", "b/B#3"]  # it would listen at the address of b/B#1
+
+
+def test_a_start_that_failed_once_does_not_end_a_deployment_that_sleeps() -> None:
+    desk = Desk(deployment("a", "A"))
+    desk.decide()
+    desk.dead("a/A#1")
+    desk.decide()  # the second one is on its way, and goes: nobody calls any more
+    desk.desired = dataclasses.replace(desk.desired, capacity=0.0)
+    desk.decide()
+    desk.seen.clear()
+    desk.decide()
+    state = published(desk.desired, Observed(), desk.memory, "memory:")
+    assert state.deployments["a/A"].asleep and not state.deployments["a/A"].unavailable
+    assert desk.status().status == "RUNNING"
+
+
+def test_a_deployment_that_gave_up_is_not_called_healthy_while_it_sleeps() -> None:
+    desk = Desk(deployment("a", "A"))
+    for number in (1, 2, 3):
+        desk.decide()
+        desk.now += 1.0
+        desk.decide()
+        desk.dead(f"a/A#{number}")
+    desk.decide()
+    assert desk.status().status == "DEPLOY_FAILED"
+    desk.desired = dataclasses.replace(desk.desired, capacity=0.0)
+    desk.decide()
+    assert published(desk.desired, Observed(), desk.memory, "memory:").deployments["a/A"].unavailable
+    assert desk.status().status == "DEPLOY_FAILED"

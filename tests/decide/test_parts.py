@@ -166,3 +166,11 @@ def test_routes_are_there_from_the_deploy_on_and_gone_with_the_delete() -> None:
 def test_a_cause_is_one_line() -> None:
     assert restart.last_line("Traceback:\n  File x\nValueError: no\n\n") == "ValueError: no"
     assert restart.last_line("")
+
+
+def test_a_failure_before_the_machines_clock_began_anew_keeps_nobody_waiting() -> None:
+    before = Failures(in_a_row=2, recent=5, last_at=90_000.0, error="ValueError: no")
+    assert restart.next_try_at(before, 1, 10.0) == 10.0
+    assert not restart.is_loop(restart.forgotten(before, 10.0), 1)
+    again = restart.noted(before, 1, False, 10.0, "")
+    assert (again.in_a_row, again.recent, again.last_at) == (3, 1, 10.0)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from skate.controlplane.decide import whole
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.publish import Published, deployment, published, routes
+from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.restart import budget
 from skate.controlplane.decide.rollout import pace_of
 from skate.controlplane.decide.status import serve_status
@@ -296,7 +297,8 @@ class Simulation:
         ]
         configs = [one.heard is None or one.heard_config == spec.config for one in standing]
         versions = [replica is not None and replica.version == spec.version for replica in known]
-        return len(standing) == self.target(spec, self.memory) and all(ready) and all(versions) and all(configs)
+        tries = not gave_up(spec, memory)
+        return len(standing) == self.target(spec, self.memory) and tries and all(ready + versions + configs)
 
     # -- afterwards -----------------------------------------------------------------------------
 
@@ -323,7 +325,7 @@ class Simulation:
                 assert shown == "DEPLOY_FAILED", (key, shown)
                 assert self.serving(key) or not serving[key], f"{key} lost the old ones"
             else:
-                shaky = spec.version == SHAKY or spec.config == BAD_CONFIG
+                shaky = spec.version in (BAD, SHAKY) or spec.config == BAD_CONFIG
                 fine = ("HEALTHY", "DEPLOY_FAILED") if shaky else ("HEALTHY",)
                 assert shown in fine, (key, shown)
             target = self.state.deployments[key]

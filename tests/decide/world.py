@@ -29,7 +29,7 @@ from skate.controlplane.decide.values import (
     StopReplica,
 )
 from skate.core.options import AutoscalingConfig, DeploymentOptions
-from skate.core.specs import AppSpec, CodeRef, DeploymentSpec, ReplicaPhase
+from skate.core.specs import UNSURE_CONFIG, AppSpec, CodeRef, DeploymentSpec, ReplicaPhase
 
 BAD = "bad"  # a version whose constructor always fails
 SHAKY = "shaky"  # a version whose constructor fails now and then
@@ -187,7 +187,7 @@ class World:
         """A configuration arrives, is refused by the user's code, or is lost with its connection."""
         drawn = self.chance.random()
         if one.telling == BAD_CONFIG and drawn < 0.8:
-            one.refused = one.telling
+            one.refused, one.config, one.heard_config = one.telling, UNSURE_CONFIG, UNSURE_CONFIG
         elif drawn < 0.6 or self.calm:
             one.config = one.heard_config = one.telling
             one.refused = ""

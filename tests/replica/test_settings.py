@@ -10,6 +10,7 @@ import pytest
 
 from skate.core import context
 from skate.core.errors import NotFoundError, NotRunningError, WireError
+from skate.core.specs import UNSURE_CONFIG
 from skate.dataplane.replica.settings import _same
 from tests.replica.desk import replica_of, run
 from tests.replica.line import until
@@ -98,7 +99,7 @@ def test_async_ones_too_and_only_for_another_user_config() -> None:
             assert (await desk.reconfigure("c1", user_config={"a": 2})).config == "c1"
             assert await desk.call().value() == {"a": 2}
             failed = await desk.reconfigure("c2", user_config="cancel")
-            assert failed.config == "c1" and "CancelledError" in failed.config_error
+            assert failed.config == UNSURE_CONFIG and "CancelledError" in failed.config_error
         async with replica_of(Model.fresh(), {"user_config": [1]}) as desk:
             assert (await desk.reconfigure("c1", user_config=[1], max_threads=4)).config == "c1"
             assert Model.given == [[1]]
@@ -175,7 +176,7 @@ def test_a_failure_that_was_overtaken_is_nobodys() -> None:
             second = asyncio.create_task(desk.reconfigure("c2", user_config="good"))
             await asyncio.sleep(0.01)
             Model.slow.set()
-            assert (await second).config == "c2" and (await first).config == "c0"
+            assert (await second).config == "c2" and (await first).config == UNSURE_CONFIG
             assert Model.given == ["bad", "good"]
             assert not any(report.config_error for report in desk.ear.replica)
 
@@ -188,7 +189,7 @@ def test_what_fails_leaves_everything_as_it_was_and_says_why(config: str, says: 
         async with replica_of(Model.fresh(), {"user_config": "good", "max_ongoing_requests": 3}) as desk:
             Model.gate.set()
             report = await desk.reconfigure("c1", user_config=config, max_ongoing_requests=9)
-            assert report.config == "c0" and report.phase == "ready"
+            assert report.config == UNSURE_CONFIG and report.phase == "ready"
             assert says in report.config_error and "reconfigure" in report.config_error
             assert "dataplane" not in report.config_error  # the traceback is the user's
             assert await desk.call().value() == "good"
@@ -208,7 +209,7 @@ def test_a_class_without_reconfigure_says_so_and_serves_on() -> None:
     async def scenario() -> None:
         async with replica_of(Plain) as desk:
             report = await desk.reconfigure("c1", user_config=1)
-            assert report.config == "c0" and "no method reconfigure(self, user_config)" in report.config_error
+            assert report.config == UNSURE_CONFIG and "no method reconfigure(self, user_config)" in report.config_error
             assert await desk.call().value() == "plain"
             assert (await desk.reconfigure("c2", max_ongoing_requests=7)).config == "c2"
 

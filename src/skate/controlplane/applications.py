@@ -213,7 +213,7 @@ class Applications:
             if known is not None and known.failures.last_at is not None and gave_up(spec, known):
                 return True
             group = self._state.observed.replicas.get(spec.key, {})
-            if any(seen.refused for seen in group.values()):
+            if any(seen.refused and seen.refused == spec.config for seen in group.values()):
                 return True
         return False
 

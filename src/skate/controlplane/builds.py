@@ -40,14 +40,20 @@ class Builds:
         self._engine = engine
         self._slots = asyncio.Semaphore(BUILDS_MAX)
         self._results: dict[str, asyncio.Future[BuildResult]] = {}  # by process id
-        self._under_way: dict[str, int] = {}  # the order's number, by application
+        self._started: set[str] = set()  # those of them whose process the engine has
+        self._under_way: dict[str, tuple[int, asyncio.Task[None]]] = {}  # the order's number, by application
 
     def begin(self, tasks: Tasks) -> None:
-        """Starts building every order that is not under way."""
-        for name, order in self._state.orders.items():
-            if not order.error and self._under_way.get(name) != order.number:
-                self._under_way[name] = order.number
-                tasks.start(self._build(order))
+        """Starts building every order that is not under way, and ends the builds of those that are wanted no more."""
+        orders = self._state.orders
+        for name, (number, task) in list(self._under_way.items()):
+            order = orders.get(name)
+            if order is None or order.number != number:
+                del self._under_way[name]
+                task.cancel()
+        for name, order in orders.items():
+            if not order.error and name not in self._under_way:
+                self._under_way[name] = (order.number, tasks.start(self._build(order)))
 
     def answered(self, result: BuildResult) -> None:
         """A builder has said what came of it."""
@@ -62,11 +68,23 @@ class Builds:
         self.answered(BuildResult(process.id, error=f"the process that imported the application {how}"))
         await self._perform(ForgetProcess(process.id))
 
-    async def sweep(self, found: list[ProcessSeen]) -> None:
-        """Ends the builders of a controller before this one."""
+    @property
+    def started(self) -> frozenset[str]:
+        """The builder processes that must be there, by id."""
+        return frozenset(self._started)
+
+    async def sweep(self, found: list[ProcessSeen], started: frozenset[str]) -> None:
+        """Ends the builders of a controller before this one, and hears of those that ended unheard. ``started``: before
+        the engine was asked."""
         for process in found:
-            if process.role == "builder" and process.id not in self._results:
-                await self._perform(StopProcess(process.id, 0.0) if process.alive else ForgetProcess(process.id))
+            if process.role != "builder":
+                continue
+            if not process.alive:
+                await self.process_ended(process)
+            elif process.id not in self._results:
+                await self._perform(StopProcess(process.id, 0.0))
+        for id in started - {process.id for process in found}:
+            self.answered(BuildResult(id, error="the process that imported the application is gone without a trace"))
 
     async def plan(self, request: ApplyRequest) -> list[AppPlan]:
         """What deploying this would do; nothing of it is stored."""
@@ -88,7 +106,8 @@ class Builds:
     async def _build(self, order: Order) -> None:
         name = order.config.name
         result = await self._result(order)
-        if self._under_way.get(name) == order.number:
+        under_way = self._under_way.get(name)
+        if under_way is not None and under_way[0] == order.number:
             del self._under_way[name]
         latest = self._state.orders.get(name)
         if latest is None or latest.number != order.number:
@@ -114,6 +133,7 @@ class Builds:
             either: set[asyncio.Future[Any]] = {answer, limit}
             try:
                 await self._engine.perform(self._processes.builder(request))
+                self._started.add(id)
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if answer.done():
                     return answer.result()
@@ -123,6 +143,7 @@ class Builds:
             finally:
                 limit.cancel()
                 del self._results[id]
+                self._started.discard(id)
                 await self._perform(StopProcess(id, 1.0))
 
     async def _perform(self, action: Action) -> None:

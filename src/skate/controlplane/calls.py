@@ -141,13 +141,14 @@ class ControlCalls:
         keys = [spec.key for spec in goal.spec.deployments]
         going = {id for key in keys if key in state.memory.deployments for id in state.memory.deployments[key].replicas}
         seen = state.decisions.count
-        while self._left(keys, going) or state.goals.get(request.app) is goal:
+        while state.goals.get(request.app) is goal or self._left(keys, going):
             seen = await state.decisions.beyond(seen)
 
     def _left(self, keys: list[str], going: set[str]) -> bool:
-        """Whether one of these replicas is still there."""
+        """Whether one of these replicas is still there. Who was wanted again before it was told to stop stays."""
         deployments = self._state.memory.deployments
-        return any(key in deployments and going & deployments[key].replicas.keys() for key in keys)
+        groups = [deployments[key].replicas for key in keys if key in deployments]
+        return any(id in going and replica.stopping for group in groups for id, replica in group.items())
 
     def _shutdown(self, exchange: Exchange) -> bytes:
         self._state.end()

@@ -43,6 +43,7 @@ logger = logging.getLogger("skate.controller")
 OBSERVE_AGAIN_S = 0.2  # after the engine could not be asked
 OBSERVE_TRIES_MAX = 25  # in a row; then the supervisor is gone and so are we
 WRITE_AGAIN_S = 1.0  # after the store could not be written
+ACTIONS_MAX = 256  # asked of the engine at a time; it takes no more than it can have answered within its limit
 GOODBYE_TURNS = 5  # of the loop, for the last answers to leave
 
 
@@ -158,9 +159,10 @@ class Controller:
 
     async def _look(self) -> None:
         """What processes there are, all of them."""
+        builders = self._builds.started
         found = await self._all_processes()
         self._state.sightings.all_processes(found, self._clock.now())
-        await self._builds.sweep(found)
+        await self._builds.sweep(found, builders)
 
     async def _all_processes(self) -> list[ProcessSeen]:
         for attempt in range(OBSERVE_TRIES_MAX):
@@ -255,14 +257,18 @@ class Controller:
         for action, _ in actions:
             if isinstance(action, Reconfigure):
                 self._tellings.begin(action)
-        await asyncio.gather(*(self._perform(told) for _, told in actions if told is not None))
+        turn = asyncio.Semaphore(ACTIONS_MAX)
+        await asyncio.gather(*(self._perform(told, turn) for _, told in actions if told is not None))
 
-    async def _perform(self, action: EngineAction) -> None:
+    async def _perform(self, action: EngineAction, turn: asyncio.Semaphore) -> None:
         sightings = self._state.sightings
         try:
-            process = await self._engine.perform(action)
+            async with turn:
+                process = await self._engine.perform(action)
         except (SkateError, OSError) as error:
             logger.warning("the engine could not do %s: %s", type(action).__name__, error)
+            self._unknown = True  # or it did, and its answer came too late
+            self._state.touch()
             if isinstance(action, StartProcess):
                 sightings.not_started(action.spec.id, f"the engine could not start it: {error}")
             process = None

@@ -65,7 +65,7 @@ class Processes:
             case StartProxy():
                 return StartProcess(self._admin(memory) if action.id == ADMIN else self._proxy(action, memory))
             case StopReplica():
-                return StopProcess(action.id, _grace_s(action, observed))
+                return StopProcess(action.id, _grace_s(action, observed, memory))
             case StopProxy():
                 return StopProcess(PROXY_PREFIX + action.id, action.grace_s)
             case Forget():
@@ -127,8 +127,12 @@ def _port_of(address: str) -> int:
     return int(address.rpartition(":")[2]) if address else 0
 
 
-def _grace_s(action: StopReplica, observed: Observed) -> float:
-    seen = observed.replicas.get(key_of(action.id), {}).get(action.id)
-    if seen is not None and seen.phase in ("starting", "importing", "loading"):
+def _grace_s(action: StopReplica, observed: Observed, memory: Memory) -> float:
+    key = key_of(action.id)
+    seen = observed.replicas.get(key, {}).get(action.id)
+    known = memory.deployments.get(key)
+    replica = known.replicas.get(action.id) if known is not None else None
+    ran = replica is not None and replica.ran  # it may have requests, even if this controller has not heard of it yet
+    if seen is not None and not ran and seen.phase in ("starting", "importing", "loading"):
         return min(action.grace_s, LOADING_S)
     return action.grace_s + CLOSING_S if action.grace_s else 0.0

@@ -149,6 +149,7 @@ class ControllerConfig(msgspec.Struct, frozen=True):
     admin: AdminOptions | None = None  # None: no REST API
 
 
+UNSURE_CONFIG = "?"  # reported by a replica whose reconfiguration failed half-way, until one succeeds
 ReplicaPhase = Literal["starting", "importing", "loading", "ready", "draining", "failed"]
 
 

@@ -123,13 +123,13 @@ class Uplink:
             logger.debug("report %s was not taken: %s", method, error)
 
     async def told(self, method: str, value: Any, timeout_s: float = 5.0) -> None:
-        """Reports and waits until the controller has it, at most ``timeout_s``."""
+        """Reports and waits until the controller has it, at most ``timeout_s``. Who is back later hears it, too."""
+        body = self._reports[method] = msgspec.msgpack.encode(value)
         try:
             async with asyncio.timeout(timeout_s):
                 await self.connected.wait()
-                task = self.report(method, value)
-                if task is not None:
-                    await task
+                if self._reports[method] is body:  # else something newer was said meanwhile
+                    await self._send(method, body)
         except TimeoutError:
             logger.debug("report %s waited longer than %s s", method, timeout_s)
 

@@ -16,12 +16,14 @@ from skate.core.specs import DeploymentSpec
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """A replica that ended, failed or became unhealthy without having been asked to end."""
+    """A replica that ended, failed or became unhealthy without having been asked to end. ``unseen``: there is no trace
+    of it; the controller may have been killed before it had it started, so it says nothing about starting."""
 
     id: str
     version: str
     ran: bool
     error: str
+    unseen: bool = False
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -128,12 +130,14 @@ def learned(
     """The memory after what happened to replicas of the wanted version."""
     mine = [ending for ending in endings if ending.version == memory.version]
     crashed = [ending for ending in mine if ending.ran]
-    unborn = [ending for ending in mine if not ending.ran]
+    unborn = [ending for ending in mine if not ending.ran and not ending.unseen]
+    unseen = [ending for ending in mine if not ending.ran and ending.unseen]
     ready = [one for one in standing if one.version == memory.version and one.stage == "ready"]
     failures = memory.failures
     if crashed or any(one.fresh for one in ready):
         failures = restart.worked(failures)
     failures = restart.noted(failures, len(crashed), True, now, crashed[-1].error if crashed else "")
+    failures = restart.noted(failures, len(unseen), True, now, unseen[-1].error if unseen else "")
     failures = restart.noted(failures, len(unborn), False, now, unborn[-1].error if unborn else "")
     ran = memory.ran or bool(ready or crashed)
     if ran == memory.ran and failures == memory.failures:

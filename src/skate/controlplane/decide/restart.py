@@ -31,10 +31,10 @@ def noted(before: Failures, count: int, started: bool, now: float, error: str) -
 
 
 def forgotten(before: Failures, now: float) -> Failures:
-    """The same without what is too long ago to slow anything down."""
-    if before.last_at is None or now - before.last_at < FORGET_S:
+    """The same without what is too long ago to slow anything down, or was before the machine's clock began anew."""
+    if before.last_at is None or 0 <= now - before.last_at < FORGET_S:
         return before
-    return replace(before, recent=0)
+    return replace(before, recent=0, last_at=None if now < before.last_at else before.last_at)
 
 
 def worked(before: Failures) -> Failures:
@@ -57,8 +57,8 @@ def next_try_at(failures: Failures, width: int, now: float) -> float:
 
 
 def budget(retries_max: int, target: int) -> int:
-    """How many starts may fail in a row before no more are tried."""
-    return max(1, min(retries_max, TRIES_PER_REPLICA * target))
+    """How many starts may fail in a row before no more are tried. Of what sleeps: of the one that a call wakes."""
+    return max(1, min(retries_max, TRIES_PER_REPLICA * max(1, target)))
 
 
 def clipped(text: str) -> str:

@@ -233,12 +233,12 @@ def deployment_state(
     ]
     refused = [seen for _, seen in living if seen.refused and seen.refused == spec.config]
     ready = sum(one.stage == "ready" for one in standing)
-    if is_settled(spec, target, standing):
+    if is_settled(spec, target, standing) and not gave_up(spec, memory):
         return "HEALTHY", _completed(memory), ""
     if refused:
         text = f"replica {refused[0].id} could not take up the new configuration and goes on with the one before."
         return "DEPLOY_FAILED", "INTERNAL_ERROR", f"{text} The error:\n{refused[0].config_error}"
-    if memory.settled:
+    if memory.settled and not gave_up(spec, memory):
         why = f" The last error:\n{failures.error}" if failures.error else ""
         unhealthy: StatusTrigger = "HEALTH_CHECK_FAILED" if "is unhealthy" in failures.error[:200] else "INTERNAL_ERROR"
         return "UNHEALTHY", unhealthy, f"{ready} of {target} replicas are ready.{why}"

@@ -62,10 +62,15 @@ def strangers(remembered: dict[str, ReplicaMemory], group: Group) -> list[Replic
     return [one for one in group.values() if one.alive and one.id not in remembered]
 
 
+def ordinal_of(id: str) -> int:
+    """The number of a replica, which no other one of the instance has: where it listens is named by it."""
+    tag = id.rpartition("#")[2]
+    return int(tag) if tag.isdecimal() else 0
+
+
 def adopted(stranger: ReplicaSeen, ordinal: int) -> ReplicaMemory:
     """What can be known of such a replica; ``ordinal`` for an id without a number."""
-    tag = stranger.id.rpartition("#")[2]
-    return ReplicaMemory("", int(tag) if tag.isdecimal() else ordinal, ADOPTED_GRACE_S)
+    return ReplicaMemory("", ordinal_of(stranger.id) or ordinal, ADOPTED_GRACE_S)
 
 
 def survey(remembered: dict[str, ReplicaMemory], group: Group, now: float) -> Survey:
@@ -85,7 +90,7 @@ def _note_end(made: Survey, id: str, remembered: ReplicaMemory, seen: ReplicaSee
     if remembered.stopping or (seen is not None and seen.phase == "draining" and seen.exit_code in (0, None)):
         return
     ran = remembered.ran or (seen is not None and seen.phase in ("ready", "draining"))
-    made.endings.append(Ending(id, remembered.version, ran, f"replica {id} {end_text(seen)}"))
+    made.endings.append(Ending(id, remembered.version, ran, f"replica {id} {end_text(seen)}", seen is None))
 
 
 def _look_at(made: Survey, remembered: ReplicaMemory, seen: ReplicaSeen, now: float) -> ReplicaMemory:

@@ -15,7 +15,7 @@ from skate.controlplane.decide.autoscale import Capacity, Scaling, adjusted, aut
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
-from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, strangers, survey
+from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, ordinal_of, strangers, survey
 from skate.controlplane.decide.values import (
     PROXIES,
     RECOVERY_S,
@@ -86,7 +86,7 @@ class _Round:
         self.events: list[Happening] = []
         self.news: dict[str, DeploymentMemory | None] = {}  # None: nothing is left of it
         self.wakes: dict[str, float | None] = {}
-        self.next_ordinal = memory.next_ordinal
+        self.next_ordinal = max(memory.next_ordinal, 1 + max(map(ordinal_of, observed.found), default=0))
         self.proxies = memory.proxies
         self.none_left = not any(seen.alive for seen in observed.proxies.values())
 
@@ -142,8 +142,9 @@ class _Round:
         self._wake(key, plan.wake_at)
         for _ in range(plan.starts):
             self._start(spec, found)
+        _take_grace(spec, found)
         for id in plan.stops:
-            self._stop(id, spec.options.graceful_shutdown_timeout_s, found)
+            self._stop(id, found.replicas[id].grace_s, found)
         self.actions.extend(Reconfigure(id, key) for id in plan.reconfigures)
         scaling = self.scalings.get(key)
         memory = scaling.memory if scaling is not None else None
@@ -222,3 +223,12 @@ class _Round:
             return ()
         occupied = {key.partition("/")[0] for key, one in deployments.items() if one.replicas}
         return tuple(goal.spec.name for goal in leaving if goal.spec.name not in occupied)
+
+
+def _take_grace(spec: DeploymentSpec, found: Survey) -> None:
+    """A replica has the grace of the configuration that it runs with, whatever is wanted of others by now."""
+    grace_s = spec.options.graceful_shutdown_timeout_s
+    for one in found.standing:
+        replica = found.replicas[one.id]
+        if one.version == spec.version and one.config == spec.config and replica.grace_s != grace_s:
+            found.replicas[one.id] = replace(replica, grace_s=grace_s)

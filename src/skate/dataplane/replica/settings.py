@@ -15,7 +15,7 @@ from typing import Any
 
 from skate.core.clock import Clock, within
 from skate.core.options import DeploymentOptions
-from skate.core.specs import DeploymentSpec, Reconfiguration
+from skate.core.specs import UNSURE_CONFIG, DeploymentSpec, Reconfiguration
 from skate.dataplane.replica.trace import failure_of
 
 logger = logging.getLogger("skate.replica")
@@ -103,6 +103,8 @@ class Settings:
                 error = f"the options could not be taken up: {type(failure).__name__}: {failure}"
         if error is not None:
             self.error = error
+            if self._given is _UNSURE:  # so that going back to the former one is a change, too
+                self.config = UNSURE_CONFIG
             logger.error("%s: a new configuration was not taken up\n%s", self._name, error)
             return
         self.config, self.options, self.error = wanted.config, wanted.options, ""
