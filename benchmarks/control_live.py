@@ -166,7 +166,7 @@ def switches_of(pid: int) -> int:
 def measure_zero() -> Section:
     """The first answer of a deployment that has no replica."""
     answered: list[float] = []
-    scaling = {"min_replicas": 0, "max_replicas": 2, "initial_replicas": 0, "downscale_delay_s": TO_ZERO_S}
+    scaling = {"min_replicas": 0, "max_replicas": 2, "downscale_delay_s": TO_ZERO_S, "look_back_period_s": TO_ZERO_S}
     serve.run(Light.options(autoscaling_config=scaling).bind(), name=APP, route_prefix=f"/{APP}")
     try:
         for _ in range(ZERO_ROUNDS):
