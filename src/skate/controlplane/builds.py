@@ -58,14 +58,21 @@ class Builds:
     async def process_ended(self, process: ProcessSeen) -> None:
         """A builder process ended; without a word it is an error."""
         code = process.exit_code
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        if code is None or code < 0:
+            how = "was killed" if code is None else f"was killed by signal {-code}"
+        else:
+            how = f"ended with exit code {code}"
         self.answered(BuildResult(process.id, error=f"the process that imported the application {how}"))
         await self._perform(ForgetProcess(process.id))
 
     async def sweep(self, found: list[ProcessSeen]) -> None:
-        """Ends the builders of a controller before this one."""
+        """Ends the builders of a controller before this one; hears of ours that ended while nobody could say it."""
         for process in found:
-            if process.role == "builder" and process.id not in self._results:
+            if process.role != "builder":
+                continue
+            if process.id in self._results and not process.alive:
+                await self.process_ended(process)
+            elif process.id not in self._results:
                 await self._perform(StopProcess(process.id, 0.0) if process.alive else ForgetProcess(process.id))
 
     async def plan(self, request: ApplyRequest) -> list[AppPlan]:
