@@ -93,6 +93,7 @@ def _sections(wanted: tuple[str, ...] | list[str]) -> list[Any]:
         "many": control_live.measure_many,
         "updates": control_live.measure_updates,
         "deaths": control_live.measure_deaths,
+        "zero": control_live.measure_zero,
     }
     sections: list[Section] = []
 

@@ -12,17 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from time import monotonic, sleep
 from typing import Any
 
 from benchmarks import processes
-from benchmarks.control_apps import Light
+from benchmarks.control_apps import HELLO, Light
 from benchmarks.control_load import WARM_S, Load, Window
 from benchmarks.report import Figure, Section, Target
 from skate import serve
 from skate.controlplane import instance as instances
 from skate.core.errors import SkateError
 from skate.core.specs import ServeStatus
+from skate.engine.runtime_dir import STANDBY, read_pid, running_pid
 
 APP, KEY = "bench", "Light"
 RATE = 2000.0  # requests per second
@@ -34,6 +36,9 @@ AFTER_S = 0.5  # that still counts as during: what is late comes after
 LIMIT_S = 20.0  # for anything that is waited for
 POLL_S = 0.005
 IDLE_S = 3.0
+TO_ZERO_S = 0.5  # without a call
+ZERO_ROUNDS = 10
+ZERO_PAUSE_S = 0.2  # at zero, until the call
 P99_MAX = 3.0  # times the p99 before
 
 
@@ -158,6 +163,31 @@ def switches_of(pid: int) -> int:
     return total
 
 
+def measure_zero() -> Section:
+    """The first answer of a deployment that has no replica."""
+    answered: list[float] = []
+    scaling = {"min_replicas": 0, "max_replicas": 2, "downscale_delay_s": TO_ZERO_S, "look_back_period_s": TO_ZERO_S}
+    serve.run(Light.options(autoscaling_config=scaling).bind(), name=APP, route_prefix=f"/{APP}")
+    try:
+        for _ in range(ZERO_ROUNDS):
+            until(lambda: not status().applications[APP].deployments[KEY].replicas)
+            sleep(ZERO_PAUSE_S)
+            client = HTTPConnection("127.0.0.1", port(), timeout=LIMIT_S)
+            client.connect()
+            began = monotonic()
+            client.request("GET", f"/{APP}")
+            answer = client.getresponse()
+            text = answer.read().decode()
+            if (answer.status, text) != (200, HELLO):
+                raise MeasureError(f"the first answer was {answer.status}: {text}")
+            answered.append((monotonic() - began) * 1000)
+            client.close()
+    finally:
+        serve.delete(APP)
+    figures = (Figure("no replica: the first answer", "ms", tuple(answered), target=Target(300.0, "<=")),)
+    return Section("From zero", figures)
+
+
 # -- under load -------------------------------------------------------------------------------------
 
 
@@ -245,15 +275,49 @@ def reconfigured(version: int, factor: int) -> None:
 
 def measure_deaths() -> Section:
     """kill -9 of one process after the other under load. What is lost was in its hands."""
+    deaths: tuple[tuple[str, Callable[[], None], Target | None, bool], ...] = (
+        ("the controller, until it answers", kill_controller, Target(1.0, "<="), True),
+        ("the supervisor, until its standby answers", kill_supervisor, Target(1.0, "<="), True),
+        ("the standby, until there is another one", kill_standby, None, True),
+        (f"one of {REPLICAS} replicas, until replaced", kill_replica, None, False),
+        ("one of 2 proxies, until both listen", kill_proxy, None, False),
+    )
+    figures: list[Figure] = []
+    remarks: list[str] = []
     with deployed(REPLICAS):
-        controllers = [under_load(kill_controller)]
-        replica = [under_load(kill_replica) for _ in range(ROUNDS)]
-        proxy = [under_load(kill_proxy) for _ in range(2)]
-    figures = figures_of("kill -9 of the controller, until it answers", controllers, Target(1.0, "<="))
-    figures += figures_of(f"kill -9 of one of {REPLICAS} replicas, until replaced", replica, lossless=False)
-    figures += figures_of("kill -9 of one of 2 proxies, until both listen", proxy, lossless=False)
-    remarks = (*said("controller", controllers), *said("replica", replica), *said("proxy", proxy))
-    return Section(f"Deaths under {RATE:,.0f} requests/s", figures, remarks=remarks)
+        for name, kill, took, lossless in deaths:
+            changes = [under_load(kill) for _ in range(ROUNDS)]
+            figures += figures_of(f"kill -9 of {name}", changes, took, lossless)
+            remarks += said(name.partition(",")[0], changes)
+    return Section(f"Deaths under {RATE:,.0f} requests/s", tuple(figures), remarks=tuple(remarks))
+
+
+def family() -> tuple[int, int]:
+    """The process ids of the supervisor and its standby, as soon as there are both."""
+    folder = instances.find().runtime_dir
+
+    def both() -> tuple[int, int] | None:
+        primary, standby = read_pid(folder), read_pid(folder, STANDBY)
+        if primary is None or standby is None or primary == standby or not os.path.exists(f"/proc/{standby}"):
+            return None
+        return primary, standby
+
+    found: tuple[int, int] = until(both)
+    return found
+
+
+def kill_supervisor() -> None:
+    """Until its standby has taken over; the next standby is waited for before."""
+    primary, standby = family()
+    os.kill(primary, signal.SIGKILL)
+    until(lambda: running_pid(instances.find().runtime_dir) == standby)
+
+
+def kill_standby() -> None:
+    """Until there is another one."""
+    _, standby = family()
+    os.kill(standby, signal.SIGKILL)
+    until(lambda: family()[1] != standby)
 
 
 def kill_controller() -> None:

@@ -228,7 +228,10 @@ async def websocket(world: World, way: Way, id: str) -> Any:
                 check(await socket.recv(), f"{number}")
                 await asyncio.sleep(0.01)
     except InvalidStatus as error:
-        refuse(error.response.status_code, (error.response.body or b"").decode(errors="replace"))
+        text = (error.response.body or b"").decode(errors="replace")
+        if "being stopped" in text:
+            raise Failed(CUT, text) from error
+        refuse(error.response.status_code, text)
 
 
 # -- handles --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from chaos.judge import Story
 from chaos.place import Place
 from chaos.schedule import Deed, deeds
 from skate import serve
+from skate.engine import standby
 from soak.watch import unbalanced
 
 THREADS = 32
@@ -237,5 +238,5 @@ def session_of(status: Any) -> int:
 
 def todo(seed: int, seconds: float, place: Place, only: list[str]) -> list[Deed]:
     """The deeds that can be done here."""
-    abilities = ["rollback"] if place.why_no_disk else ["rollback", "disk"]
-    return deeds(seed, seconds, abilities, only)
+    able = {"disk": not place.why_no_disk, "standby": standby.possible()}
+    return deeds(seed, seconds, [name for name, is_so in able.items() if is_so], only)

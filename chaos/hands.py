@@ -21,6 +21,7 @@ from skate import serve
 from skate.controlplane import instance as instances
 from skate.controlplane.client import ControllerClient
 from skate.core.errors import DeployError, NotFoundError, SkateError
+from skate.engine import runtime_dir
 
 AGAIN_S = 20.0  # for what the death of a controller interrupts: until it must have worked
 PAUSE_S = 0.05  # between tries
@@ -43,6 +44,7 @@ class Hands:
         self.wants = dict(seed_wants)
         self.kills: list[tuple[float, str]] = []
         self.locks = {name: asyncio.Lock() for name in seed_wants}
+        self.family = asyncio.Lock()  # supervisor and standby are not hit at once
         self.skipped: list[str] = []
         self.strange: set[str] = set()  # errors of control calls that are none of ours
         self.versions = 1
@@ -77,7 +79,9 @@ class Hands:
     # -- processes ------------------------------------------------------------------------------
 
     async def hit(self, how: str, role: str, target: str, pid: int, deed: Deed) -> None:
-        """A signal for a process, or two."""
+        """A signal for a process, or two. Raises Failed where there is none: to 0 it would go to ourselves."""
+        if pid <= 1:
+            raise Failed(f"there is no {target} to {how}")
         began = monotonic()
         try:
             if how == "kill":
@@ -127,11 +131,30 @@ class Hands:
         await self.hit(how, "controller", "controller", (await self.status()).controller_pid, deed)
 
     async def hit_supervisor(self, deed: Deed, how: str) -> None:
-        pid = os.getsid((await self.status()).controller_pid)  # it leads the session
-        await self.hit(how, "supervisor", "supervisor", pid, deed)
+        """Only while its standby lives: without one its death is the end, rightly."""
+        async with self.family:
+            pid, _ = await self.guarded()
+            await self.hit(how, "supervisor", "supervisor", pid, deed)
 
     async def hit_standby(self, deed: Deed, how: str) -> None:
-        raise Failed("there is no standby yet")
+        async with self.family:
+            _, standby = await self.guarded()
+            await self.hit(how, "standby", "standby", standby, deed)
+
+    async def guarded(self) -> tuple[int, int]:
+        """The supervisor and its standby, as soon as both live."""
+        folder, end = instances.find().runtime_dir, monotonic() + AGAIN_S
+        while True:
+            primary = runtime_dir.read_pid(folder)
+            standby = runtime_dir.read_pid(folder, runtime_dir.STANDBY)
+            if primary and standby and primary != standby and judge.lives(primary) and judge.lives(standby):
+                return primary, standby
+            if monotonic() > end:
+                raise Failed(f"not within {AGAIN_S:g} s: a supervisor ({primary}) and a standby ({standby}) that live")
+            await asyncio.sleep(PAUSE_S)
+
+    async def kill_supervisor_and_controller(self, deed: Deed) -> None:
+        await asyncio.gather(self.hit_supervisor(deed, "kill"), self.hit_controller(deed, "kill"))
 
     async def kill_both(self, deed: Deed) -> None:
         await asyncio.gather(self.hit_replica(deed, "kill"), self.hit_controller(deed, "kill"))
@@ -260,11 +283,11 @@ class Hands:
     async def fill_disk(self, deed: Deed) -> None:
         """And asks for something meanwhile that cannot be stored, or kills who would have to read it again."""
         began = monotonic()
-        meanwhile: list[asyncio.Task[None]] = []
+        meanwhile: list[asyncio.Future[None]] = []
         try:
             await asyncio.to_thread(self.place.fill)
-            deeds = (self.deploy_another, self.scale, lambda deed: self.hit_replica(deed, "kill"), self.kill_both)
-            meanwhile.append(asyncio.create_task(deeds[int(deed.amount * len(deeds))](deed)))
+            act = MEANWHILE[int(deed.amount * len(MEANWHILE))]
+            meanwhile.append(asyncio.ensure_future(act(self, deed)))
             await asyncio.sleep(deed.within(FULL_S))
         finally:
             self.place.free()
@@ -303,6 +326,7 @@ DEEDS: dict[str, Act] = {
     "halt supervisor": _hitting(Hands.hit_supervisor, "halt"),
     "kill standby": _hitting(Hands.hit_standby, "kill"),
     "kill replica and controller": Hands.kill_both,
+    "kill supervisor and controller": Hands.kill_supervisor_and_controller,
     "deploy the same": Hands.deploy_the_same,
     "deploy another version": Hands.deploy_another,
     "deploy a broken version": Hands.deploy_broken,
@@ -312,3 +336,12 @@ DEEDS: dict[str, Act] = {
     "delete and deploy again": Hands.delete_and_deploy,
     "fill the disk": Hands.fill_disk,
 }
+
+MEANWHILE: tuple[Act, ...] = (  # while the disk is full
+    Hands.deploy_another,
+    Hands.scale,
+    _hitting(Hands.hit_replica, "kill"),
+    Hands.kill_both,
+    _hitting(Hands.hit_supervisor, "kill"),
+    _hitting(Hands.hit_standby, "kill"),
+)

@@ -127,6 +127,14 @@ class FakeEngine:
         self._kill(one)
         self._ended(one, code)
 
+    def crash_unheard(self, id: str) -> None:
+        """The same, while the line to the engine is cut: only that it was cut can be told."""
+        one = self.processes[id]
+        self._kill(one)
+        one.exit_code = -9
+        for callback in self._callbacks:
+            callback(None)
+
     def _kill(self, one: Fake) -> None:
         if one.task is not None:
             one.task.cancel()

@@ -57,6 +57,18 @@ def test_an_order_is_built_by_a_process_and_then_deployed() -> None:
     asyncio.run(main())
 
 
+def test_a_builder_that_dies_unheard_is_missed() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            await (await here.client()).apply(request(config("a", "hangs", A="v1")))
+            await until(lambda: here.engine.alive("builder"), "the builder")
+            here.engine.crash_unheard(here.engine.alive("builder")[0].spec.id)
+            assert "was killed" in (await here.state("a", "DEPLOY_FAILED")).applications["a"].message
+            assert not here.engine.processes
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("path", "said"), [("bad", "ImportError: no"), ("dies", "ended with exit code 3")])
 def test_what_cannot_be_built_fails_with_the_reason_and_leaves_what_runs(path: str, said: str) -> None:
     async def main() -> None:

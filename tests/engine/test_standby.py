@@ -20,7 +20,7 @@ from skate.engine.child import Birth
 from skate.engine.exits import ExitBoard
 from skate.engine.family import Family
 from skate.engine.process import Launched, ProcessEngine
-from skate.engine.runtime_dir import read_pid, running_pid
+from skate.engine.runtime_dir import PID, STANDBY, read_pid, running_pid, write_pid
 from tests.engine.test_process import controlling, descriptors, finish, owned
 from tests.engine.world import (
     LIMIT_S,
@@ -98,6 +98,27 @@ def test_nobody_knocks_in_vain_while_the_standby_takes_over(world: World) -> Non
         answers: list[int | None] = []
         until(lambda: answers.append(running_pid(world.runtime_dir)) or answers[-1] == heir, "the standby is known")
         assert set(answers) <= {primary, heir}
+
+
+def test_a_disk_that_takes_nothing_is_no_reason_to_die(world: World) -> None:
+    with world.launched(world.controller()) as instance:
+        primary, heir = supervisors(world.runtime_dir)
+        notes = [os.path.join(world.runtime_dir, name) for name in (PID, STANDBY)]
+        for note in notes:
+            os.unlink(note)
+            os.mkdir(note)  # nobody can write into it, nor root
+        os.kill(primary, signal.SIGKILL)
+        until(lambda: title(heir) == "skate: supervisor", "the standby has taken over")
+
+        async def scenario() -> None:
+            async with engine_of(instance) as engine:
+                await engine.observe()
+
+        asyncio.run(scenario())
+        assert instance.alive()
+        for note in notes:
+            os.rmdir(note)
+        write_pid(world.runtime_dir, PID, heir)
 
 
 def test_a_killed_standby_is_replaced_and_the_next_one_knows_all(world: World) -> None:

@@ -64,7 +64,10 @@ class Builds:
     async def process_ended(self, process: ProcessSeen) -> None:
         """A builder process ended; without a word it is an error."""
         code = process.exit_code
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        if code is None or code < 0:
+            how = "was killed" if code is None else f"was killed by signal {-code}"
+        else:
+            how = f"ended with exit code {code}"
         self.answered(BuildResult(process.id, error=f"the process that imported the application {how}"))
         await self._perform(ForgetProcess(process.id))
 

@@ -38,12 +38,14 @@ class Rest(msgspec.Struct, frozen=True):
 
 
 REST = "rest"  # the name of its row
-_types: dict[str, Any] = {
-    "goal": Goal,
-    "order": Order,
-    "deployment": DeploymentMemory,
-    "rest": Rest,
-    "revision": Goal,
+_goal_decoder = msgspec.msgpack.Decoder(Goal)  # all made at import, in the supervisor: not by each next controller
+_event_decoder = msgspec.msgpack.Decoder(Event)
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    "goal": _goal_decoder,
+    "order": msgspec.msgpack.Decoder(Order),
+    "deployment": msgspec.msgpack.Decoder(DeploymentMemory),
+    "rest": msgspec.msgpack.Decoder(Rest),
+    "revision": _goal_decoder,
 }
 
 
@@ -244,7 +246,7 @@ class SqliteStore:
             "SELECT data FROM events WHERE id > ? AND (? IS NULL OR app = ?) ORDER BY id DESC LIMIT ?",
             (after, app, app, limit),
         ).fetchall()
-        events = [_decoded(Event, data) for (data,) in reversed(found)]
+        events = [_decoded(_event_decoder, data) for (data,) in reversed(found)]
         return [one for one in events if one is not None]
 
     def last_event(self) -> int:
@@ -266,7 +268,7 @@ def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
     found: dict[str, dict[str, Any]] = {"goal": {}, "order": {}, "deployment": {}, "rest": {}, "revision": {}}
     damaged: list[str] = []
     for kind, name, data, digest in rows:
-        value = _decoded(_types[kind], data) if digest == _digest(kind, name, data) and kind in _types else None
+        value = _decoded(_decoders[kind], data) if digest == _digest(kind, name, data) and kind in _decoders else None
         if value is None:
             damaged.append(f"{kind} {name}")
         else:
@@ -279,11 +281,11 @@ def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
 def _goals(rows: Iterable[tuple[str, str, bytes, bytes]]) -> list[Goal]:
     """Of revisions those that can be read."""
     good = [data for kind, name, data, digest in rows if digest == _digest(kind, name, data)]
-    return [goal for goal in (_decoded(Goal, data) for data in good) if goal is not None]
+    return [goal for goal in (_decoded(_goal_decoder, data) for data in good) if goal is not None]
 
 
-def _decoded(kind: type[T], data: bytes) -> T | None:
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T | None:
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None  # written by another version of Skate

@@ -19,6 +19,7 @@ from skate.engine.base import AlreadyRunningError, EngineError
 LOCK = "lock"
 PID = "pid"
 STANDBY = "standby"
+PID_BYTES = 20
 LOGS = "logs"
 ENGINE_SOCKET = "engine.sock"
 CLAIM_TRIES_MAX = 20  # each lost try means that another instance swept the directory in that very moment
@@ -94,14 +95,15 @@ def running_pid(path: str) -> int | None:
 
 
 def write_pid(path: str, name: str = PID, pid: int | None = None) -> None:
-    """Notes who serves the directory (``STANDBY``: who would), by default this process. A reader sees old or new."""
-    target = os.path.join(path, name)
-    fd = os.open(target + ".new", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Notes who serves the directory (``STANDBY``: who would), by default this process. May raise OSError.
+
+    Over what stands there and as long as that: a full disk has room for it.
+    """
+    fd = os.open(os.path.join(path, name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, str(os.getpid() if pid is None else pid).encode())
+        os.write(fd, f"{os.getpid() if pid is None else pid:<{PID_BYTES}}".encode())
     finally:
         os.close(fd)
-    os.rename(target + ".new", target)
 
 
 def read_pid(path: str, name: str = PID) -> int | None:

@@ -290,7 +290,14 @@ class Supervisor:
         if heir is not None:
             self._take_over(primary)
         elif self._standby.pid is not None:
-            runtime_dir.write_pid(self._config.runtime_dir, runtime_dir.STANDBY, self._standby.pid)
+            self._note_pid(runtime_dir.STANDBY, self._standby.pid)
+
+    def _note_pid(self, name: str, pid: int) -> None:
+        """For those who signal us. What the disk does not take is no reason to die: there is the lifeline, too."""
+        try:
+            runtime_dir.write_pid(self._config.runtime_dir, name, pid)
+        except OSError as error:
+            _say(f"the process id {pid} of the {name} cannot be noted: {error}")
 
     def _wait_for(self, heir: Heir) -> None:
         """The life of the standby. It heeds no signal: the primary says when all ends."""
@@ -324,7 +331,7 @@ class Supervisor:
         self._door.hand_over(self._selector)
         self._door.open()
         self._listen()
-        runtime_dir.write_pid(self._config.runtime_dir)
+        self._note_pid(runtime_dir.PID, os.getpid())
         _allow_descriptors(self._family.size() + DESCRIPTORS_OWN)
         for member in self._family.adopt():
             self._watch(member)

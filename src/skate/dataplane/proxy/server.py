@@ -36,6 +36,8 @@ LAST_REQUEST_S = (
 CUT_MAX_S = 0.5  # for the errors that the remaining ones are then told
 FILES_MORE = 1000  # descriptors that a proxy needs beside its connections
 
+_config_decoder = msgspec.msgpack.Decoder(ProxyConfig)  # made once, in the supervisor
+
 
 async def listen(front: Front, listener: socket.socket) -> asyncio.Server:
     """Accepts connections on the bound socket, which the server owns from then on."""
@@ -44,7 +46,7 @@ async def listen(front: Front, listener: socket.socket) -> asyncio.Server:
 
 async def run(config: bytes, life: Life) -> None:
     """Serves HTTP as a ProxyConfig says, until ``life.stopping`` is set."""
-    told = msgspec.msgpack.decode(config, type=ProxyConfig)
+    told = _config_decoder.decode(config)
     name = told.id if told.id.startswith("proxy") else f"proxy {told.id}"
     if not life.inline:
         spare_the_collector()

@@ -66,6 +66,10 @@ DESTRUCTOR_S = 1.3  # for the user's __del__, beyond that; the sum of all ends i
 FETCH_S = 5.0  # within the grace, for callers to fetch answers that lie in this process's memory
 LINGER_S = 0.05  # for last frames to leave before the process ends
 
+# Made at import, in the supervisor: each replica would spend most of its start on making them.
+_config_decoder = msgspec.msgpack.Decoder(ReplicaConfig)
+_options_decoder = msgspec.msgpack.Decoder(Reconfiguration)
+
 
 class ReplicaFailed(Exception):
     """The user's code could not be made ready; the controller has the report, nobody needs a second traceback."""
@@ -197,7 +201,7 @@ class Worker:
             exchange.fail(NotRunningError(f"replica {self.config.id} is ending"))
         else:
             try:
-                wanted = msgspec.msgpack.decode(exchange.body, type=Reconfiguration)
+                wanted = _options_decoder.decode(exchange.body)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 exchange.fail(WireError(f"control call 'reconfigure' came with an unreadable body: {error}"))
             else:
@@ -354,7 +358,7 @@ def with_handles(value: Any) -> Any:
 
 async def run(config: bytes, life: Life) -> None:
     """Entry of a replica; ``config`` is a ReplicaConfig."""
-    settings = msgspec.msgpack.decode(config, type=ReplicaConfig)
+    settings = _config_decoder.decode(config)
     caller = await callers.make(settings.controller, f"replica {settings.id}", life.clock)
     if not life.inline:  # inline, handles use the Caller of the process around it
         callers.install(caller)
