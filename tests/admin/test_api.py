@@ -125,7 +125,8 @@ def test_a_file_is_applied_with_prune() -> None:
         answer = await web.put(APPS, json=FILE)
         assert (answer.status_code, answer.json()) == (200, {"orders": {"shop": 5}})
         ((name, request),) = controller.calls
-        assert (name, request) == ("apply", ApplyRequest(read_file(FILE), prune=True, by="REST from 127.0.0.1"))
+        file = read_file(FILE)
+        assert (name, request) == ("apply", ApplyRequest(file, ("/folder",), "/folder", True, "REST from 127.0.0.1"))
 
     run(test)
 

@@ -138,7 +138,7 @@ async def api(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the REST API over the controller."""
     clock = ManualClock(NOW)
-    app = build(Api(controller.client, clock, HttpOptions()), token, "1.2")
+    app = build(Api(controller.client, clock, HttpOptions(), "/folder"), token, "1.2")
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 5))
     async with httpx.AsyncClient(transport=transport, base_url=base) as made:
         yield made

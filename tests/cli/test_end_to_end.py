@@ -101,6 +101,26 @@ def test_run_joins_an_instance_and_takes_only_its_own_application_with_it(here: 
     here.nothing_left()
 
 
+def test_a_run_never_deletes_what_ran_before_it(here: Place, free_port: int) -> None:
+    """Neither with Ctrl-C nor when its own code is wrong; and the old application is not taken for the new one."""
+    here.run("start", "--port", str(free_port), "--no-admin")
+    here.pids()
+    here.run("deploy", "app:app")
+    here.write("bad.py", HELLO.replace("self.word = word", "raise RuntimeError('no model')"))
+    here.write("absent.yaml", "applications: [{import_path: 'absent:app'}]")
+    for wrong in ("bad:app", "absent.yaml"):
+        said = here.run("run", wrong, code=1)
+        assert "error: application 'default' did not start" in said and "default ran before and goes on" in said
+        assert get(free_port) == "hello"
+    again = here.start("run", "app:app")
+    again.until("Ctrl-C ends it")
+    assert again.end() == 0
+    assert "to end it: skate delete default" in again.text
+    assert here.status()["applications"]["default"]["status"] == "RUNNING"
+    here.run("shutdown")
+    here.nothing_left()
+
+
 def test_the_counts_of_calls_are_shown(here: Place, free_port: int) -> None:
     running = here.start("run", "app:app", "--port", str(free_port))
     running.until("Ctrl-C ends it")

@@ -296,6 +296,9 @@ def test_autoscaling_says_why() -> None:
 def test_a_crash_loop_counts_down_and_has_its_last_error() -> None:
     text = of_deployment(crash_loop=CrashLoop(5, 7.5, f"{traceback_of('/x/app.py')}"))
     assert "crash loop: 5 failures within a minute, next try in 4.5 s: it failed: ValueError: x" in text
+    text = of_deployment(crash_loop=CrashLoop(5, 2.5, "replica a/b#1 ended with exit code 3"))  # was told 3 s ago
+    assert "within a minute, being tried again: replica a/b#1 ended" in text
+    assert "within a minute, no more tries" in of_deployment(crash_loop=CrashLoop(5, None, "x"))
 
 
 def test_who_deployed_it() -> None:

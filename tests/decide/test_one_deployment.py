@@ -139,6 +139,8 @@ def test_a_constructor_that_always_fails_is_given_up_with_its_traceback() -> Non
     assert not desk.starts() and desk.plan.wake_at is None
     shown = desk.status()
     assert shown.status == "DEPLOY_FAILED"
+    loop = shown.deployments["A"].crash_loop
+    assert loop is not None and (loop.failures, loop.next_try_in_s) == (3, None)  # no more are tried
     assert "3 replicas failed to start in a row" in shown.message and "ValueError: number 3" in shown.message
     desk.deploy(deployment("a", "A"))  # the same version again: somebody has repaired what it needs
     desk.decide()

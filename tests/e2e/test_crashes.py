@@ -138,11 +138,14 @@ def test_a_stream_of_a_dead_replica_ends_with_its_error(
         next(stream)
 
 
-def test_the_other_replica_takes_over_at_once(deploy: Deploy, http: httpx.Client, notes: Notes, gate: Gate) -> None:
+def test_the_other_replica_takes_over_at_once(
+    deploy: Deploy, instance: Instance, http: httpx.Client, notes: Notes, gate: Gate
+) -> None:
     deploy(fragile(notes, gate, num_replicas=2))
     for _ in range(10):
         assert http.get("/a1?what=go").status_code == 200
-    first, second = (r.pid for r in serve.status().applications["a1"].deployments["Fragile"].replicas)
+    one, other = serve.status().applications["a1"].deployments["Fragile"].replicas
+    first, second = one.pid, other.pid
     os.kill(first, signal.SIGKILL)
     answers = [http.get("/a1?what=go") for _ in range(30)]
     assert {answer.status_code for answer in answers} == {200}
@@ -153,6 +156,7 @@ def test_the_other_replica_takes_over_at_once(deploy: Deploy, http: httpx.Client
             == 2
         )
     )
+    until(lambda: not list(instance.runtime_dir.rglob(f"r-{one.id.rpartition('#')[2]}.sock")))  # nothing is left of it
 
 
 def test_the_proxy_comes_back(deploy: Deploy, instance: Instance, notes: Notes, gate: Gate) -> None:

@@ -97,13 +97,22 @@ class RollbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class Api:
-    """What the endpoints work with. ``controller`` raises NotRunningError while the controller is away."""
+    """What the endpoints work with. ``controller`` raises NotRunningError while the controller is away.
+
+    ``folder``: where code is looked for that no ``working_dir`` holds, that is, where the instance was started.
+    """
 
     controller: Callable[[], ControllerClient]
     clock: Clock
     http: HttpOptions | None = None
+    folder: str | None = None
     document: Callable[[], Mapping[str, Any]] = dict  # OpenAPI
     plans: int = 0  # under way
+
+    def order(self, config: ServeConfig, by: str, prune: bool = False) -> ApplyRequest:
+        """What the controller is asked to apply."""
+        path = (self.folder,) if self.folder is not None else ()
+        return ApplyRequest(config, path, self.folder, prune, by)
 
 
 async def get_instance(api: Api, asked: Asked) -> InstanceDetails:
@@ -117,7 +126,7 @@ async def _seen(api: Api) -> tuple[ServeStatus, ServeConfig]:
 
 
 async def put_instance(api: Api, asked: Asked) -> Stored:
-    request = ApplyRequest(read_file(asked.body), prune=True, by=asked.by)
+    request = api.order(read_file(asked.body), asked.by, prune=True)
     return Stored(await api.controller().apply(request))
 
 
@@ -152,7 +161,7 @@ async def get_application(api: Api, asked: Asked) -> ApplicationDetails:
 
 
 async def put_application(api: Api, asked: Asked) -> Stored:
-    request = ApplyRequest(read_application(asked.body, asked.path["name"]), by=asked.by)
+    request = api.order(read_application(asked.body, asked.path["name"]), asked.by)
     return Stored(await api.controller().apply(request))
 
 
@@ -194,7 +203,7 @@ async def get_events(api: Api, asked: Asked) -> Events:
 
 
 async def post_plan(api: Api, asked: Asked) -> Plans:
-    request = ApplyRequest(read_file(asked.body), prune=asked.query["prune"], by=asked.by)
+    request = api.order(read_file(asked.body), asked.by, asked.query["prune"])
     if api.plans >= PLANS_MAX:
         retry = {"retry-after": PLAN_RETRY_S}
         raise Failure(429, "Busy", f"{PLANS_MAX} plans are being made, which is the most at a time", headers=retry)

@@ -95,7 +95,7 @@ def _bound(options: AdminOptions) -> socket.socket:
 
 async def _serve(told: AdminConfig, listener: socket.socket, line: Line, life: Life) -> None:
     version = str(vars(sys.modules["skate"]).get("__version__", "unknown"))
-    api = Api(line.controller, life.clock, told.http)
+    api = Api(line.controller, life.clock, told.http, os.getcwd())
     desk = Desk(build(api, told.admin.token, version))
     address = f"memory:admin-{os.getpid()}-{next(_numbers)}"
     inside = await listen(address, desk.accept, "admin")

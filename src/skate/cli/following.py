@@ -21,9 +21,10 @@ TRIES_MAX = 50
 
 @dataclass(frozen=True)
 class Seen:
-    """The instance as it is."""
+    """The instance as it is. ``round``: that of the ``follow`` that saw it."""
 
     status: ServeStatus
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Gone:
     """The instance has ended."""
 
 
-async def follow(instance: Instance, inbox: Inbox[Any], clock: Clock) -> None:
-    """Posts every status as ``Seen``, the last one wins; ``Gone`` at the end."""
+async def follow(instance: Instance, inbox: Inbox[Any], clock: Clock, round: int = 0) -> None:
+    """Posts every status from now on as ``Seen``, the last one wins; ``Gone`` at the end."""
     tries = 0
     while tries < TRIES_MAX:
         try:
             async for status in (await instance.client()).watch_status():
                 tries = 0
-                inbox.post(Seen(status), latest=True)
+                inbox.post(Seen(status, round), latest=True)
         except (SkateError, OSError):
             pass
         if running_pid(instance.runtime_dir) is None:

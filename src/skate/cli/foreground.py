@@ -101,6 +101,8 @@ class Foreground:
         self._names: tuple[str, ...] = ()
         self._instance: Instance | None = None
         self._following: Future[None] | None = None
+        self._round = 0  # of following: begun anew with each deployment, so that no status from before counts
+        self._others: frozenset[str] = frozenset()  # applications that ran before us; we may change them, not end them
         self._worker: threading.Thread | None = None
         self._busy = False  # a thread is at work, until it has posted Deployed or Failed
         self._waiting: tuple[str, ...] = ()  # files that have changed meanwhile
@@ -153,7 +155,8 @@ class Foreground:
         match event:
             case Started(instance, new, status):
                 self._instance = instance
-                self._following = callers.io_thread().submit(follow(instance, self._inbox, self._clock))
+                self._follow(instance)
+                self._others = living(status)
                 if not new:
                     self._screen.line(f"An instance is running already; what runs here joins it.{self._note}")
                     warn_of_others(status, self._names, self._by)
@@ -161,12 +164,13 @@ class Foreground:
                 self._names, self._revisions = names, revisions
                 self._progress = Progress(revisions)
                 self._idle()
-                if all(name in self._latest.applications for name in names):  # else it is older than the deploy
-                    self._look(self._latest)
-            case Seen(status):
+                assert self._instance is not None
+                self._follow(self._instance)
+            case Seen(status, round):
                 self._latest = status
                 self._screen.show(status, self._clock.now())
-                self._look(status)
+                if round == self._round:
+                    self._look(status)
             case Failed(error):
                 self._idle()
                 self._failed(error)
@@ -176,6 +180,12 @@ class Foreground:
                 launched = self._instance.launched if self._instance is not None else None
                 self._broke = launched is not None and bool(launched.exit_code)
                 self._over = "the instance has ended" if self._broke else "the instance was ended by someone else"
+
+    def _follow(self, instance: Instance) -> None:
+        if self._following is not None:
+            self._following.cancel()
+        self._round += 1
+        self._following = callers.io_thread().submit(follow(instance, self._inbox, self._clock, self._round))
 
     def _look(self, status: ServeStatus) -> None:
         if self._ran and not any(name in status.applications for name in self._names):
@@ -281,9 +291,17 @@ class Foreground:
     def _delete(self, instance: Instance) -> None:
         """Of an instance that goes on without us, what we brought, as long as it is still ours."""
         for name in self._names:
+            if name in self._others:
+                self._screen.line(f"Application {name} ran before and goes on; to end it: skate delete {name}")
+                continue
             self._screen.line(f"Deleting application {name}.")
             with contextlib.suppress(NotFoundError, NotRunningError):
                 instance.delete(name, self._revisions.get(name))
+
+
+def living(status: ServeStatus) -> frozenset[str]:
+    """The applications that are there to stay."""
+    return frozenset(name for name, app in status.applications.items() if app.status != "DELETING")
 
 
 def names_of(wanted: Wanted) -> tuple[str, ...]:

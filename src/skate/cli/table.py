@@ -131,11 +131,13 @@ def _notes(deployment: DeploymentStatus, now: float, since_s: float) -> Iterator
         yield from autoscaling(deployment.autoscaling, now)
     loop = deployment.crash_loop
     if loop is not None:
-        in_s = duration(max(0.0, loop.next_try_in_s - since_s))
         head = click.style("crash loop:", fg=COLOURS["UNHEALTHY"])
-        then = f"next try in {in_s}" + (f": {brief(loop.error)}" if loop.error else "")
-        if deployment.status == "DEPLOY_FAILED":
+        if loop.next_try_in_s is None:
             then = "no more tries"  # and the message of the application has the error
+        else:
+            in_s = loop.next_try_in_s - since_s
+            then = f"next try in {duration(in_s)}" if in_s > 0 else "being tried again"
+            then += f": {brief(loop.error)}" if loop.error else ""
         yield f"{head} {loop.failures} failures within a minute, {then}"
 
 

@@ -19,7 +19,7 @@ from skate.controlplane.broadcast import Tasks
 from skate.controlplane.builds import Builds
 from skate.controlplane.calls import ControlCalls
 from skate.controlplane.decide.load import Load
-from skate.controlplane.decide.publish import deployment, routes
+from skate.controlplane.decide.publish import address_of, deployment, routes
 from skate.controlplane.decide.values import PROXIES, Action, Loaded, Plan, Reconfigure
 from skate.controlplane.decide.whole import decide, every_key
 from skate.controlplane.policies import Place
@@ -32,7 +32,7 @@ from skate.controlplane.tellings import Tellings
 from skate.core.clock import Clock
 from skate.core.errors import SkateError
 from skate.core.specs import ControllerConfig
-from skate.dataplane.transport.peers import listen
+from skate.dataplane.transport.peers import listen, sweep
 from skate.engine.base import Action as EngineAction
 from skate.engine.base import Engine, EngineError, ForgetProcess, Life, ProcessSeen, StartProcess
 from skate.engine.inline import InlineEngine
@@ -276,6 +276,9 @@ class Controller:
             sightings.process(process, self._clock.now())
         if isinstance(action, ForgetProcess):
             sightings.forgotten(action.id)
-            self._state.accounts.fold(action.id if action.id.startswith(PROXY_PREFIX) else f"replica {action.id}")
+            proxy = action.id.startswith(PROXY_PREFIX)
+            self._state.accounts.fold(action.id if proxy else f"replica {action.id}")
+            if not proxy:
+                sweep(address_of(action.id, self._processes.place))  # one that was killed could not
         if sightings.changed:
             self._state.changed.set()

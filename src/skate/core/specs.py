@@ -343,10 +343,13 @@ class AutoscalingStatus(msgspec.Struct, frozen=True):
 
 
 class CrashLoop(msgspec.Struct, frozen=True):
-    """Replicas of this deployment end again and again; starts are slowed down."""
+    """Replicas of this deployment end again and again; starts are slowed down.
+
+    ``next_try_in_s``: 0 while one is being tried, None when no more are until the next deploy.
+    """
 
     failures: int  # within the last minute
-    next_try_in_s: float
+    next_try_in_s: float | None
     error: str  # of the last one, with its traceback
 
 

@@ -178,7 +178,7 @@ def deployment_status(
     crash_loop = None
     if memory is not None:
         state, trigger, message = deployment_state(spec, living, memory)
-        crash_loop = crash_loop_of(memory, now)
+        crash_loop = crash_loop_of(spec, memory, now)
     return DeploymentStatus(
         name=spec.name,
         status=state,
@@ -205,14 +205,14 @@ def replica_status(replica: ReplicaMemory, seen: ReplicaSeen, now: float) -> Rep
     )
 
 
-def crash_loop_of(memory: DeploymentMemory, now: float) -> CrashLoop | None:
+def crash_loop_of(spec: DeploymentSpec, memory: DeploymentMemory, now: float) -> CrashLoop | None:
     """Whether its replicas end again and again, and how that goes on."""
     failures = memory.failures
     fresh = restart.forgotten(failures, now)
     if not restart.is_loop(fresh, memory.target):
         return None
     wait_s = max(0.0, restart.next_try_at(failures, memory.target, now) - now)
-    return CrashLoop(fresh.recent, wait_s, failures.error)
+    return CrashLoop(fresh.recent, None if gave_up(spec, memory) else wait_s, failures.error)
 
 
 def deployment_state(

@@ -376,6 +376,14 @@ async def listen(address: str, accept: Acceptor, name: str) -> Listener:
     return Listener(address, listening, close, tuple(one.fileno() for one in server.sockets))
 
 
+def sweep(address: str) -> None:
+    """Removes what a listener that was killed has left behind."""
+    scheme, _, rest = address.partition(":")
+    if scheme == "unix":
+        with contextlib.suppress(OSError):
+            os.unlink(rest)
+
+
 async def connect(address: str, name: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Peer:
     """A connection to whoever listens at ``address``, after both sides said hello.
 
