@@ -353,7 +353,7 @@ def test_a_supervisor_is_killed_while_it_ends(world: World) -> None:
 def adopting(session: bool, **known: Any) -> Iterator[tuple[subprocess.Popen[bytes], Family]]:
     """A process that a dead supervisor told of, and the family that adopts it."""
     process = subprocess.Popen(["sleep", "1000"], process_group=None if session else 0, start_new_session=session)
-    family = Family(Birth("", (), ExitBoard(4), lambda: None), SystemClock(), lambda note: None)
+    family = Family(Birth("", (), "", False, ExitBoard(4), lambda: None), SystemClock(), lambda note: None)
     family.hear(standby.Known("x1", "replica", "x1", process.pid, 0, **known))
     try:
         yield process, family
