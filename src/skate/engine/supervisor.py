@@ -141,6 +141,8 @@ class Supervisor:
         self._standby.end()
         self._lifeline.cut()
         self._door.close_sockets()
+        if self._config.state_fd is not None:
+            os.close(self._config.state_fd)  # first: whoever finds the runtime directory free starts an instance
         failed = self._exit_code != 0
         runtime_dir.remove(self._own, keep_logs=failed and self._config.lifeline_fd is None)
         with suppress(OSError):  # the owner is gone
@@ -294,6 +296,8 @@ class Supervisor:
         self._close_own()
         os.close(self._config.lock_fd)
         os.close(self._config.outcome_fd)
+        if self._config.state_fd is not None:
+            os.close(self._config.state_fd)
 
     def _close_own(self) -> None:
         self._wake.close()
@@ -439,7 +443,7 @@ def _read_config() -> SupervisorConfig:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for fd in (config.lock_fd, config.lifeline_fd, config.outcome_fd):
+    for fd in (config.lock_fd, config.lifeline_fd, config.outcome_fd, config.state_fd):
         if fd is not None:
             os.set_inheritable(fd, False)
     return config
