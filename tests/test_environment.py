@@ -9,8 +9,9 @@ from skate.core.errors import OptionError
 
 
 def test_nothing_set_is_a_private_folder_per_user() -> None:
-    assert read({}, uid=7) == Environment("/tmp/skate-7", "default", "INFO")
-    assert read({}, uid=7).runtime_dir == "/tmp/skate-7/default"
+    found = read({"HOME": "/home/ann"}, uid=7)
+    assert found == Environment("/tmp/skate-7", "default", "INFO", None, "/home/ann/.local/state/skate")
+    assert found.runtime_dir == "/tmp/skate-7/default" and found.state_dir == "/home/ann/.local/state/skate/default"
 
 
 def test_own_folder_wins_over_the_desktops() -> None:
@@ -25,6 +26,22 @@ def test_empty_counts_as_not_set_and_a_relative_desktop_folder_is_ignored() -> N
     assert read(variables, uid=7) == read({}, uid=7)
 
 
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"XDG_STATE_HOME": "/data/", "HOME": "/home/ann"}, "/data/skate/default"),
+        ({"XDG_STATE_HOME": "data", "HOME": "/home/ann"}, "/home/ann/.local/state/skate/default"),
+        ({"SKATE_RUNTIME_DIR": "/run/mine", "HOME": "/home/ann"}, "/run/mine/.state/default"),
+        ({"SKATE_RUNTIME_DIR": "/run/mine", "SKATE_STATE_DIR": "/var/mine/", "SKATE_INSTANCE": "b"}, "/var/mine/b"),
+        ({"HOME": "nowhere"}, "/tmp/skate-7/.state/default"),
+    ],
+)
+def test_the_state_lies_where_it_outlives_the_machine_and_where_no_other_instance_keeps_it(
+    variables: dict[str, str], folder: str
+) -> None:
+    assert read(variables, uid=7).state_dir == folder
+
+
 def test_log_level_in_any_case() -> None:
     assert read({"SKATE_LOG_LEVEL": "debug"}, uid=7).log_level == "DEBUG"
 
@@ -33,6 +50,7 @@ def test_log_level_in_any_case() -> None:
     ("name", "value"),
     [
         ("SKATE_RUNTIME_DIR", "here"),
+        ("SKATE_STATE_DIR", "here"),
         ("SKATE_RUNTIME_DIR", "/" + "x" * RUNTIME_DIR_MAX),
         ("SKATE_INSTANCE", "../other"),
         ("SKATE_INSTANCE", ".hidden"),

@@ -52,7 +52,7 @@ INNER_FLOORS: dict[str, Floors] = {
     "controlplane": (
         ("decide",),
         ("store client broadcast sightings policies",),
-        ("records publications processes",),
+        ("records publications processes restore",),
         ("state",),
         ("applications tellings builder",),
         ("builds",),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from examples.running import alive, process_table
 from tests.cli.world import HELLO, Place, get, place, until
 
 pytestmark = pytest.mark.e2e
@@ -392,4 +393,57 @@ def test_a_foreground_instance_shows_what_it_keeps(here: Place, free_port: int) 
     assert "printed" in kept and "Fatal Python error: Aborted" in kept
     here.pids()
     assert running.end() == 0
+    here.nothing_left()
+
+
+# -- what outlives an instance --------------------------------------------------------------------------
+
+SCALED = HELLO.replace('"hello"', '"scaled"').replace("@serve.deployment", "@serve.deployment(num_replicas='auto')")
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """As the end of the machine would: none sees another one end."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+
+
+def test_what_was_deployed_comes_back_after_all_was_killed(here: Place, free_port: int) -> None:
+    port = ("--port", str(free_port), "--no-admin")
+    here.write("scaled.py", SCALED)
+    assert "nothing is restored" in here.run("start", "--restore", *port)
+    here.run("deploy", "app:app")
+    here.write("app.py", HELLO.replace('"hello"', '"again"'))
+    here.run("deploy", "app:app")
+    here.run("deploy", "scaled:app", "--name", "scaled", "--route-prefix", "/scaled")
+    history = [line.split()[0] for line in here.run("history", "default").splitlines()]
+    pids = here.pids()
+    kill_all(pids)
+    until(lambda: not alive(pids, process_table()), "all are dead")
+    said = here.run("start", "--restore", *port)
+    assert "Restored: 2 applications (default, scaled)" in said
+    until(lambda: get(free_port) == "again" and get(free_port, "/scaled") == "scaled", "they answer again")
+    assert [line.split()[0] for line in here.run("history", "default").splitlines()] == history
+    events = here.run("events")
+    assert "restored" in events and "deployed" in events.partition("restored")[0]
+    ids = [one["id"] for one in here.status()["applications"]["default"]["deployments"]["Hello"]["replicas"]]
+    assert "default/Hello#1" not in ids
+    here.pids()
+    here.run("shutdown")
+    here.nothing_left()
+
+
+def test_a_start_without_restore_sets_aside_and_the_next_one_finds_it(here: Place, free_port: int) -> None:
+    port = ("--port", str(free_port), "--no-admin")
+    here.run("start", *port)
+    here.run("deploy", "app:app")
+    here.run("shutdown")
+    said = here.run("start", *port)
+    assert "Set aside: 1 application (default)" in said and here.status()["applications"] == {}
+    assert "nothing is restored into a running instance" in here.run("start", "--restore", *port)
+    here.run("shutdown")
+    assert "Restored: 1 application (default)" in here.run("start", "--restore", *port)
+    until(lambda: get(free_port) == "hello", "it answers again")
+    here.pids()
+    here.run("shutdown")
     here.nothing_left()

@@ -87,6 +87,7 @@ class Place:
     def __init__(self, folder: Path, runtime: Path) -> None:
         self.folder = folder
         self.runtime = runtime
+        self.state = Path(f"{runtime}-state")  # beside it: what is left there is no litter
         self.seen: dict[int, Seen] = {}  # processes that must not outlive the test
         self.started: list[Running] = []
 
@@ -97,7 +98,8 @@ class Place:
         return subprocess.Popen(
             [sys.executable, *words],
             cwd=self.folder,
-            env=os.environ | {"SKATE_RUNTIME_DIR": str(self.runtime), "PYTHONPATH": ROOT},
+            env=os.environ
+            | {"SKATE_RUNTIME_DIR": str(self.runtime), "SKATE_STATE_DIR": str(self.state), "PYTHONPATH": ROOT},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -178,6 +180,7 @@ class Place:
                     if os.getsid(pid) == session != os.getsid(0):
                         os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.runtime, ignore_errors=True)
+        shutil.rmtree(self.state, ignore_errors=True)
 
 
 def get(port: int, path: str = "/", headers: Mapping[str, str] = {}) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from skate.controlplane.decide.values import (
     Goal,
     Happening,
     Memory,
+    Order,
     ProxyMemory,
     ReplicaMemory,
 )
@@ -29,10 +33,12 @@ from skate.controlplane.store import (
     MemoryStore,
     Rest,
     Row,
+    Saved,
     SqliteStore,
     Store,
     revision_row,
 )
+from skate.core.config import AppConfig
 from skate.core.errors import StoreError
 from skate.core.specs import Event, LedgerReport
 from tests.decide.world import deployment, goal
@@ -87,8 +93,6 @@ def test_the_last_one_put_counts_and_a_dropped_one_is_gone(store: Store) -> None
     store.write([Row("goal", "a")])
     store.write([Row("goal", "never there")])
     assert store.load().goals == {}
-    store.clear()
-    assert store.load().memory == Memory()
 
 
 def test_the_file_outlives_its_store_and_is_private(tmp_path: Path) -> None:
@@ -115,15 +119,124 @@ def test_a_damaged_row_is_left_out_and_named(tmp_path: Path) -> None:
     store.close()
 
 
+def filled(folder: Path, durable: bool = True, count: int = 40) -> SqliteStore:
+    """A store with applications, revisions and events on many pages."""
+    folder.mkdir(exist_ok=True)
+    store = SqliteStore(str(folder), durable=durable)
+    names = [f"app{number:02}" for number in range(count)]
+    goals = [goal(name, deployment(name, "A", user_config={"text": name * 200})) for name in names]
+    rows = [row for wanted in goals for row in (goal_row(wanted), revision_row(wanted))]
+    store.write(rows, [event(number, name) for number, name in enumerate(names, 1)])
+    store.write(memory_rows(MEMORY))
+    return store
+
+
+def killed(store: SqliteStore, folder: Path, sides: Sequence[str] = ("", "-wal")) -> str:
+    """These files of the store as a SIGKILL would leave them, in a folder of their own."""
+    folder.mkdir()
+    for side in sides:
+        (folder / f"state.db{side}").write_bytes(Path(store.path + side).read_bytes())
+    return str(folder)
+
+
+def opened(folder: str) -> tuple[Saved, list[Event]]:
+    store = SqliteStore(folder, durable=True)
+    try:
+        return store.load(), store.events(0, None, 1000)
+    finally:
+        store.close()
+
+
 def test_a_file_that_is_no_database_is_named_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"this is no database" * 100)
     store = SqliteStore(str(tmp_path))
-    assert store.load().damaged == (store.path,)
+    (named,) = store.load().damaged
+    assert store.path in named and "0 values" in named
+    assert (tmp_path / "state.db.damaged").read_bytes().startswith(b"this is no database")
     store.write([goal_row(goal("a", deployment("a", "A")))])
     store.close()
     again = SqliteStore(str(tmp_path))
     assert set(again.load().goals) == {"a"} and again.load().damaged == ()
+    assert stat.S_IMODE(os.stat(again.path).st_mode) == 0o600
     again.close()
+
+
+def test_a_file_with_nothing_in_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.db").touch()
+    store = SqliteStore(str(tmp_path))
+    assert "nothing in it" in store.load().damaged[0]
+    store.write(memory_rows(MEMORY))
+    assert store.load().memory == MEMORY
+    store.close()
+
+
+def test_of_a_torn_file_the_readable_rest_stays(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.close()
+    data = bytearray(Path(store.path).read_bytes())
+    middle = data.index(b"app20" * 10)
+    data[middle - middle % 4096 : middle - middle % 4096 + 4096] = b"\xaa" * 4096
+    Path(store.path).write_bytes(data)
+    saved, events = opened(str(tmp_path))
+    assert len(saved.damaged) == 1 and "state.db.damaged" in saved.damaged[0]
+    assert 20 < len(saved.goals) < 40 and "app00" in saved.goals and "app39" in saved.goals
+    assert saved.memory == MEMORY and len(events) == 40
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_torn_is_said_and_nothing_that_is_loaded_is_wrong(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    store = filled(tmp_path / "one", count=12)
+    folder = Path(killed(store, tmp_path / "two"))
+    whole, _ = opened(killed(store, tmp_path / "three"))
+    store.close()
+    path = folder / "state.db"
+    data = bytearray(path.read_bytes())
+    at = chance.randrange(len(data))
+    if chance.random() < 0.3:
+        del data[at:]
+    else:
+        size = chance.choice((1, 16, 600, 5000))
+        data[at : at + size] = chance.randbytes(len(data[at : at + size]))
+    path.write_bytes(data)
+    saved, events = opened(str(folder))
+    assert all(whole.goals[name] == one for name, one in saved.goals.items())
+    assert saved.goals == whole.goals or saved.damaged
+    assert all(event(one.id, one.app) == one for one in events)
+    again, events_again = opened(str(folder))
+    assert again.goals == saved.goals and again.memory == saved.memory and events_again == events
+
+
+def test_what_a_user_was_told_is_stored_needs_no_second_file(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path), durable=True)
+    store.write([goal_row(goal("a", deployment("a", "A")))], [event(1)])
+    store.write([Row("order", "b", Order(AppConfig("b", "m:b"), 1, 1.0))])
+    store.write(memory_rows(MEMORY))
+    saved, _ = opened(killed(store, tmp_path / "two", [""]))
+    store.close()
+    assert set(saved.goals) == {"a"} and set(saved.orders) == {"b"} and saved.damaged == ()
+
+
+FULL_DISK = """
+import resource, signal, sqlite3, sys
+from skate.controlplane.store import SqliteStore
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in (0, 100, 40_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        print(limit, len(SqliteStore(sys.argv[1], durable=True).load().goals))
+    except (OSError, sqlite3.Error) as error:
+        print(limit, "full:", error)
+"""
+
+
+def test_a_full_disk_is_no_torn_file(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    before = opened(str(tmp_path))
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[0].startswith("0 full:") and said[-1] == "40000 40"
+    assert opened(str(tmp_path)) == before and not (tmp_path / "state.db.damaged").exists()
 
 
 def revision(app: str, number: int) -> Row:

@@ -10,7 +10,7 @@ from skate.core.errors import WireError
 from skate.core.specs import ProcessSpec
 from skate.engine.base import ForgetProcess, ProcessSeen, StartProcess, StopProcess
 from skate.engine.messages import Answer, Ask, Ended, FrameReader, ListProcesses, frame, read_ask, read_told
-from skate.engine.supervisor import restart_delay_s
+from skate.engine.supervisor import calm_s, restart_delay_s
 
 SPEC = ProcessSpec("x1", "replica", "skate: replica x1", "module:function", b"\0config")
 SEEN = ProcessSeen("x1", "replica", 17, False, -9)
@@ -56,6 +56,12 @@ def test_a_frame_above_the_limit_is_refused_before_its_body_comes() -> None:
         frame(Ask(1, StartProcess(SPEC)), 10)
 
 
-def test_restarts_slow_down_and_end() -> None:
-    delays = [restart_delay_s(deaths, 8) for deaths in range(1, 10)]
-    assert delays == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, None]
+def test_starts_slow_down_and_end_only_where_none_ever_worked() -> None:
+    delays = [restart_delay_s(deaths, 5, worked=False) for deaths in range(1, 7)]
+    assert delays == [0.0, 0.1, 0.2, 0.4, 0.5, None]
+    assert [restart_delay_s(deaths, 5, worked=True) for deaths in (1, 2, 6, 10**6)] == [0.0, 0.1, 0.5, 0.5]
+
+
+def test_supervisors_are_slowed_down_beyond_the_budget_and_end_only_where_nothing_worked() -> None:
+    assert [calm_s(takeovers, 5, worked=False) for takeovers in (1, 5, 6)] == [0.0, 0.0, None]
+    assert [calm_s(takeovers, 5, worked=True) for takeovers in (1, 5, 6, 10**6)] == [0.0, 0.0, 0.5, 0.5]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from skate.engine.exits import ExitBoard
 from skate.engine.family import Family
 from skate.engine.process import Launched, ProcessEngine
 from skate.engine.runtime_dir import PID, STANDBY, read_pid, running_pid, write_pid
+from skate.engine.supervisor import WORKED_S
 from tests.engine.test_process import controlling, descriptors, finish, owned
 from tests.engine.world import (
     LIMIT_S,
@@ -307,15 +309,24 @@ def test_take_over_after_take_over_costs_no_descriptor(world: World) -> None:
         nothing_left(world, instance)
 
 
-def test_supervisors_that_keep_dying_are_given_up(world: World, capfd: pytest.CaptureFixture[str]) -> None:
-    with world.launched(world.controller(), restarts_max=1) as instance:
+def test_what_has_worked_is_never_given_up(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    controller, started = controlling(world, x1="obey")
+    with world.launched(controller, restarts_max=0) as instance:
+        replica, first = marked(started["x1"])["pid"], marked(controller)
+        until(lambda: time.monotonic() > first["at"] + WORKED_S, "it has worked")
         kill_primary(world)
-        primary, _ = supervisors(world.runtime_dir)
-        os.kill(primary, signal.SIGKILL)
-        until(lambda: not instance.alive(), "the instance has ended")
-        assert instance.exit_code == 1
+        for _ in range(2):
+            dead = marked(controller)["pid"]
+            forget_mark(controller)
+            os.kill(dead, signal.SIGKILL)
+            assert marked(controller)["pid"] != dead
+        assert instance.alive() and lives(replica)
+        instance.close()
         nothing_left(world, instance)
-    assert "the supervisor died 2 times in 30 s" in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert "the supervisor died 1 times within 30 s; this one rests" in printed
+    assert "the controller was killed (1 times within 30 s); it is started again at once" in printed
+    assert "(2 times within 30 s); it is started again 0.1 s from now" in printed
 
 
 def test_the_owner_is_killed_after_a_take_over(world: World) -> None:
@@ -363,7 +374,7 @@ def test_a_supervisor_is_killed_while_it_ends(world: World) -> None:
 def adopting(session: bool, **known: Any) -> Iterator[tuple[subprocess.Popen[bytes], Family]]:
     """A process that a dead supervisor told of, and the family that adopts it."""
     process = subprocess.Popen(["sleep", "1000"], process_group=None if session else 0, start_new_session=session)
-    family = Family(Birth("", (), ExitBoard(4), lambda: None), SystemClock(), lambda note: None)
+    family = Family(Birth("", (), "", False, ExitBoard(4), lambda: None), SystemClock(), lambda note: None)
     family.hear(standby.Known("x1", "replica", "x1", process.pid, 0, **known))
     try:
         yield process, family

@@ -14,7 +14,7 @@ from skate.cli import target as targets
 from skate.cli.admin import OF_ADMIN, chosen_admin, of_admin
 from skate.cli.failure import show_traceback_if
 from skate.cli.foreground import Foreground, Source, start_detached, where
-from skate.cli.group import confirm, is_verbose, of_target, typed, verbose
+from skate.cli.group import confirm, is_verbose, of_target, typed, verbose, warn
 from skate.cli.screen import screen
 from skate.controlplane import instance as instances
 from skate.core.clock import SystemClock
@@ -99,16 +99,24 @@ def spec(target: str, arguments: tuple[str, ...], name: str, route_prefix: str, 
 
 @click.command()
 @of_instance
+@click.option("--restore", is_flag=True, help="Begin with the applications of the last instance that was started so.")
 @verbose
-def start(**given: Any) -> None:
-    """Starts an instance that stays until `skate shutdown`."""
+def start(restore: bool, **given: Any) -> None:
+    """Starts an instance that stays until `skate shutdown`.
+
+    What is deployed to it outlives it: after its end, or that of the machine, `skate start --restore` brings it back.
+    """
     put_first(".")
-    instance, new = start_detached(_starter(given, {}, detached=True))
+    instance, new = start_detached(_starter(given, {}, detached=True, restore=restore))
     status, pid = instance.status(), running_pid(instance.runtime_dir)
     if new:
         click.echo(f"Started at {where(status)} (pid {pid}). End it with: skate shutdown")
+        for line in instance.told:
+            click.echo(line)
     else:
         click.echo(f"An instance is running already at {where(status)} (pid {pid}).{_unused()}")
+        if restore:
+            warn("nothing is restored into a running instance: skate shutdown, then skate start --restore")
 
 
 def _starter(
@@ -118,6 +126,7 @@ def _starter(
     detached: bool,
     http: bool = True,
     output: int | None = None,
+    restore: bool = False,
 ) -> Callable[[], tuple[instances.Instance, bool]]:
     """``options``: of a file; what stands on the command line wins."""
     address = {"host": given["host"], "port": given["port"]}
@@ -131,6 +140,7 @@ def _starter(
         detached=detached,
         output=output,
         admin=chosen_admin(given, by_default=detached),
+        restore=restore,
     )
 
 

@@ -8,6 +8,7 @@ started, and no router is sent to a replica that was told to stop. Nothing ticks
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 
@@ -24,12 +25,12 @@ from skate.controlplane.decide.values import PROXIES, Action, Loaded, Plan, Reco
 from skate.controlplane.decide.whole import decide, every_key
 from skate.controlplane.policies import Place
 from skate.controlplane.processes import Processes
-from skate.controlplane.records import Records
+from skate.controlplane.records import FAILURES, Records
 from skate.controlplane.sightings import PROXY_PREFIX
 from skate.controlplane.state import State
 from skate.controlplane.store import MemoryStore, Row, SqliteStore, Store
 from skate.controlplane.tellings import Tellings
-from skate.core.clock import Clock
+from skate.core.clock import Clock, within
 from skate.core.errors import SkateError
 from skate.core.specs import ControllerConfig
 from skate.dataplane.transport.peers import listen, sweep
@@ -42,6 +43,7 @@ logger = logging.getLogger("skate.controller")
 
 OBSERVE_AGAIN_S = 0.2  # after the engine could not be asked
 OBSERVE_TRIES_MAX = 25  # in a row; then the supervisor is gone and so are we
+OPEN_AGAIN_S = 0.5  # after the store could not be opened
 WRITE_AGAIN_S = 1.0  # after the store could not be written
 ACTIONS_MAX = 256  # asked of the engine at a time; it takes no more than it can have answered within its limit
 GOODBYE_TURNS = 5  # of the loop, for the last answers to leave
@@ -51,12 +53,48 @@ async def run(config: bytes, life: Life) -> None:
     """The entry: serves until the instance was told to end and nothing of it is left."""
     read = msgspec.msgpack.decode(config, type=ControllerConfig)
     engine: Engine = ProcessEngine(life.engine_address, life.clock) if life.engine_address else InlineEngine(life.clock)
-    store: Store = SqliteStore(read.runtime_dir) if life.engine_address else MemoryStore()
     try:
-        await Controller(read, engine, store, life.clock).serve(life.stopping)
+        controller = await _opened(read, engine, life)
+        if controller is not None:
+            with contextlib.closing(controller):
+                await controller.serve(life.stopping)
     finally:
-        store.close()
         await engine.close()
+
+
+async def _opened(config: ControllerConfig, engine: Engine, life: Life) -> Controller | None:
+    """A controller, as soon as what is stored can be read; None when it was told to end before that."""
+    failing = False
+    while not life.stopping.is_set():
+        try:
+            controller = _made(config, engine, life)
+        except FAILURES as error:
+            if not failing:
+                logger.error(
+                    "the state in %s cannot be read: %s. What serves goes on, and it is tried again; nothing is "
+                    "healed, scaled or deployed until then. Is the disk full?",
+                    config.state_dir or config.runtime_dir,
+                    error,
+                )
+            failing = True
+            await within(life.clock, life.stopping.wait(), OPEN_AGAIN_S)
+        else:
+            if failing:
+                logger.info("the state could be read again")
+            return controller
+    return None
+
+
+def _made(config: ControllerConfig, engine: Engine, life: Life) -> Controller:
+    """A controller with what is stored. Raises OSError or sqlite3.Error if that cannot be read now."""
+    store: Store = MemoryStore()
+    if life.engine_address:
+        store = SqliteStore(config.state_dir or config.runtime_dir, durable=bool(config.state_dir))
+    try:
+        return Controller(config, engine, store, life.clock)
+    except BaseException:
+        store.close()
+        raise
 
 
 class Controller:
@@ -95,7 +133,6 @@ class Controller:
                 if await self._step():
                     break
                 await self._until(self._next_look())
-            self._state.records.store.clear()
         finally:
             self._state.policies.close()
             await self._tasks.close()  # ends the answers of those who watch
@@ -103,6 +140,10 @@ class Controller:
             self._processes.close()
             for _ in range(GOODBYE_TURNS):
                 await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """Lets go of what is stored."""
+        self._state.records.store.close()
 
     async def _step(self) -> bool:
         """One look, one decision and what follows from it; whether all is over."""

@@ -20,13 +20,16 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from skate.controlplane.client import ControllerClient
+from skate.controlplane.records import FAILURES
+from skate.controlplane.restore import set_aside, take_up
 from skate.core.clock import SystemClock
 from skate.core.environment import environment
-from skate.core.errors import AddressInUseError, DeployError, NotRunningError, OptionError
+from skate.core.errors import AddressInUseError, DeployError, NotRunningError, OptionError, StoreError
 from skate.core.specs import AdminOptions, AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
 from skate.dataplane import caller as callers
 from skate.dataplane.proxy.address import bind
 from skate.dataplane.transport.peers import Peer, connect
+from skate.engine import state_dir
 from skate.engine.base import AlreadyRunningError, Life, resolve
 from skate.engine.output import log_path
 from skate.engine.process import SUPERVISOR, Launched, launch
@@ -65,6 +68,7 @@ class Instance:
         self._clock = SystemClock()
         self._client: ControllerClient | None = None
         self.announced = False  # its user was told that it is somebody else's
+        self.told: tuple[str, ...] = ()  # what became of a former state, for its user
         self._inline: tuple[Life, Future[None]] | None = None
 
     @property
@@ -268,11 +272,24 @@ def _start(
     runtime_dir: str,
     *,
     admin: AdminOptions | None,
+    restore: bool,
 ) -> Instance:
     if http is not None:
         check_port(http)
     address = f"unix:{os.path.join(runtime_dir, 'controller.sock')}"
-    config = ControllerConfig(runtime_dir, address, http, proxies, admin)
+    kept = environment().state_dir if detached else ""
+    config = ControllerConfig(runtime_dir, address, http, proxies, admin, kept)
+    told: list[str] = []
+
+    def hold() -> int:
+        fd = state_dir.claim(kept, runtime_dir)
+        try:
+            told.extend(_former(kept, restore))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
     controller = ProcessSpec(
         CONTROLLER, "controller", "skate: controller", CONTROLLER_ENTRY, msgspec.msgpack.encode(config)
     )
@@ -284,8 +301,22 @@ def _start(
         sys_path=tuple(map(os.path.abspath, sys.path)) if preload else (),
         detached=detached,
         output=output,
+        hold=hold if detached else None,
     )
-    return Instance(address, launched, runtime_dir)
+    instance = Instance(address, launched, runtime_dir)
+    instance.told = tuple(told)
+    return instance
+
+
+def _former(directory: str, restore: bool) -> list[str]:
+    """Takes up the state that lies there, or sets it aside; what to tell the user."""
+    try:
+        return take_up(directory, SystemClock().wall()) if restore else set_aside(directory)
+    except FAILURES as error:
+        raise StoreError(
+            f"the state in {directory} cannot be read or written now: {error}. Make room on that disk, or set "
+            f"{state_dir.VARIABLE} to another directory"
+        ) from error
 
 
 def check_port(http: HttpOptions) -> None:
@@ -333,11 +364,13 @@ def start(
     detached: bool = False,
     output: int | None = None,
     admin: AdminOptions | None = None,
+    restore: bool = False,
 ) -> tuple[Instance, bool]:
     """The running instance, or a new one. The flag says whether it is new.
 
     ``admin``: where its REST API is served; None: nowhere.
     ``output``: a descriptor for what the processes of a new one print; None: where this process prints.
+    ``restore``: a new detached one begins with the applications of the last detached one, not with none.
     Raises AddressInUseError, OptionError for an unknown engine, ContextError inside a replica's process.
     """
     global _mine, _inline_count
@@ -352,7 +385,7 @@ def start(
             _mine = Instance(f"memory:controller-{name}", None, name)
             _mine.begin_inline(http, admin)
         elif engine == "process":
-            _mine = _launch(http, proxies, preload, detached, output, admin=admin)
+            _mine = _launch(http, proxies, preload, detached, output, admin=admin, restore=restore)
         else:
             raise OptionError(f"engine must be 'process' or 'inline', not {engine!r}")
         instance = _mine
@@ -394,10 +427,11 @@ def _launch(
     output: int | None,
     *,
     admin: AdminOptions | None,
+    restore: bool,
 ) -> Instance:
     runtime_dir = environment().runtime_dir
     try:
-        return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin)
+        return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin, restore=restore)
     except AlreadyRunningError:  # another process was faster, or the last one is still ending
         until = SystemClock().now() + START_TIMEOUT_S
         while SystemClock().now() < until:
@@ -405,7 +439,7 @@ def _launch(
                 return Instance(f"unix:{os.path.join(runtime_dir, 'controller.sock')}", None, runtime_dir)
             threading.Event().wait(POLL_S)
             try:
-                return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin)
+                return _start(http, proxies, preload, detached, output, runtime_dir, admin=admin, restore=restore)
             except AlreadyRunningError:
                 continue
         raise

@@ -1,7 +1,8 @@
 """What the controller must not forget: what is wanted, the memory of its decisions, former revisions, what happened.
 
 Law: a row that comes back damaged is reported and left out, never half believed; what was written is there after the
-death of this process, and what belongs together is written together or not at all.
+death of this process, and what belongs together is written together or not at all. Where the state outlives the
+instance (``durable``), a wish is on the disk before it is answered; the rest follows when the system likes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,24 @@ FILE = "state.db"
 EVENTS_MAX = 10_000  # kept; older ones go
 EVENTS_SLACK = 500  # more than that before the older ones are looked for
 REVISIONS_MAX = 20  # kept of each application
+WISHES = frozenset(("goal", "order"))  # what somebody was told is stored
+MOMENTARY = frozenset(  # results of SQLite that say nothing about the file
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    )
+)
+SIDES = ("", "-wal", "-shm")  # the files that SQLite makes of one
+
+ROWS = "rows (kind TEXT, name TEXT, data BLOB, digest BLOB, PRIMARY KEY (kind, name))"
+EVENTS = "events (id INTEGER PRIMARY KEY, app TEXT, data BLOB, digest BLOB)"
 
 Kind = Literal["goal", "order", "deployment", "rest", "revision"]
 _encode = msgspec.msgpack.Encoder().encode
@@ -91,10 +110,6 @@ class Store(Protocol):
         """The id of the newest event; 0 when there is none."""
         ...
 
-    def clear(self) -> None:
-        """Forgets everything."""
-        ...
-
     def close(self) -> None:
         """Lets go of it."""
         ...
@@ -144,60 +159,80 @@ class MemoryStore:
     def last_event(self) -> int:
         return self._events[-1].id if self._events else 0
 
-    def clear(self) -> None:
-        self.rows.clear()
-        self._events.clear()
-
     def close(self) -> None:
         pass
 
 
 class SqliteStore:
-    """Keeps the rows in one SQLite file of a directory (0600). A file that is none of SQLite's is begun anew."""
+    """Keeps the rows in one SQLite file of a directory (0600).
 
-    def __init__(self, directory: str) -> None:
-        self.path = os.path.join(directory, FILE)
+    A torn file is set aside, what can be read of it is kept. What may pass (a full disk) raises and changes nothing.
+    """
+
+    def __init__(self, directory: str, *, durable: bool = False, file: str = FILE) -> None:
+        """``durable``: what is wanted outlives the machine, at the price of waiting for the disk."""
+        self.path = os.path.join(directory, file)
+        self._durable = durable
+        self._behind = False  # wishes are in the -wal that are not in the file
         self._damaged: tuple[str, ...] = ()
+        there = os.path.exists(self.path)
         try:
-            self._db = self._open()
+            self._db = self._open(there)
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
+            if _momentary(error):
                 raise
             self._begin_anew()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, there: bool = False) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS rows"
-                " (kind TEXT, name TEXT, data BLOB, digest BLOB, PRIMARY KEY (kind, name))"
-            )
-            db.execute("CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, app TEXT, data BLOB)")
+            tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            if there and "rows" not in tables:
+                self._damaged = (f"file {self.path} (it has nothing in it)",)
+            elif there and (found := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+                raise sqlite3.DatabaseError(f"torn: {found}")
+            for table in (ROWS, EVENTS):
+                db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            if self._durable:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # a file without its -wal is a file all the same
         except BaseException:
             db.close()
             raise
         return db
 
     def _begin_anew(self) -> None:
-        """The file is torn: it is set aside under another name, for whoever wants to look."""
-        self._damaged = (self.path,)
-        for suffix in ("", "-wal", "-shm"):
+        """The file is torn: a new one with all that is whole takes its place, and it is kept for a look."""
+        rows, events = _rescued(self.path)
+        new = f"{self.path}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        os.close(os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(sqlite3.connect(new)) as db, db:
+            for table in (ROWS, EVENTS):
+                db.execute(f"CREATE TABLE {table}")
+            db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+            db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", events)
+        for side in SIDES:
             with contextlib.suppress(FileNotFoundError):
-                os.replace(self.path + suffix, f"{self.path}.damaged{suffix}")
+                os.replace(self.path + side, f"{self.path}.damaged{side}")
+        os.replace(new, self.path)
         self._db = self._open()
+        kept = f"{len(rows)} values of it could be read and are kept"
+        self._damaged = (f"file {self.path} (set aside as {os.path.basename(self.path)}.damaged; {kept})",)
 
     def load(self) -> Saved:
+        query = "SELECT kind, name, data, digest FROM rows WHERE kind != 'revision' ORDER BY rowid"
         try:
-            found = self._db.execute(
-                "SELECT kind, name, data, digest FROM rows WHERE kind != 'revision' ORDER BY rowid"
-            ).fetchall()
-        except sqlite3.DatabaseError:
+            found = self._db.execute(query).fetchall()
+        except sqlite3.DatabaseError as error:
+            if _momentary(error):
+                raise
             self._db.close()
             self._begin_anew()
-            found = []
+            found = self._db.execute(query).fetchall()
         saved = _saved(found)
         return msgspec.structs.replace(saved, damaged=(*self._damaged, *saved.damaged))
 
@@ -208,9 +243,7 @@ class SqliteStore:
         try:
             for row in rows:
                 self._write_row(row)
-            self._db.executemany(
-                "INSERT INTO events VALUES (?, ?, ?)", [(one.id, one.app, _encode(one)) for one in events]
-            )
+            self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", map(_of_event, events))
             if events and events[-1].id % EVENTS_SLACK < len(events):
                 self._db.execute("DELETE FROM events WHERE id <= ?", (events[-1].id - EVENTS_MAX,))
             self._db.execute("COMMIT")
@@ -218,6 +251,18 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise
+        self._behind = self._behind or (self._durable and any(row.kind in WISHES for row in rows))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Brings wishes from the -wal into the file, on the disk.
+
+        They are committed: where this fails (a full disk) they outlive this process, and the next write tries again.
+        """
+        if self._behind:
+            with contextlib.suppress(sqlite3.Error):
+                _, written, settled = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._behind = written != settled
 
     def _write_row(self, row: Row) -> None:
         if row.value is None:
@@ -243,21 +288,60 @@ class SqliteStore:
 
     def events(self, after: int, app: str | None, limit: int) -> list[Event]:
         found = self._db.execute(
-            "SELECT data FROM events WHERE id > ? AND (? IS NULL OR app = ?) ORDER BY id DESC LIMIT ?",
+            "SELECT * FROM events WHERE id > ? AND (? IS NULL OR app = ?) ORDER BY id DESC LIMIT ?",
             (after, app, app, limit),
         ).fetchall()
-        events = [_decoded(_event_decoder, data) for (data,) in reversed(found)]
-        return [one for one in events if one is not None]
+        return [one for one in map(_event, reversed(found)) if one is not None]
 
     def last_event(self) -> int:
         return int(self._db.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0])
 
-    def clear(self) -> None:
-        self._db.execute("DELETE FROM rows")
-        self._db.execute("DELETE FROM events")
+    def used(self) -> bool:
+        """Whether anything was ever wanted of the instance whose state this is."""
+        query = "SELECT EXISTS(SELECT 1 FROM rows WHERE kind NOT IN ('rest', 'deployment'))"
+        return bool(self._db.execute(query).fetchone()[0])
+
+    def drop(self, kind: Kind) -> None:
+        """Drops all rows of a kind, readable or not."""
+        self._db.execute("DELETE FROM rows WHERE kind = ?", (kind,))
 
     def close(self) -> None:
         self._db.close()
+
+
+def _momentary(error: sqlite3.Error) -> bool:
+    """Whether the same may work later."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in MOMENTARY
+
+
+def _rescued(path: str) -> tuple[list[Any], list[Any]]:
+    """The rows and events of a torn file that are whole: read from both ends up to the torn place."""
+    rows: dict[Any, Any] = {}
+    events: dict[Any, Any] = {}
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for order in ("ASC", "DESC"):
+            for query, found in (("SELECT * FROM rows", rows), ("SELECT * FROM events", events)):
+                with contextlib.suppress(sqlite3.Error):
+                    for row in db.execute(f"{query} ORDER BY rowid {order}"):
+                        found[row[:2] if found is rows else row[0]] = row
+    whole = [row for row in rows.values() if _is_whole(*row)]
+    return whole, [row for row in events.values() if _event(row) is not None]
+
+
+def _of_event(event: Event) -> tuple[int, str, bytes, bytes]:
+    data = _encode(event)
+    return event.id, event.app, data, _digest("event", str(event.id), data)
+
+
+def _event(row: tuple[Any, ...]) -> Event | None:
+    """The event of a row; None when it is damaged."""
+    id, _, data, digest = row
+    return _decoded(_event_decoder, data) if _is_whole("event", str(id), data, digest) else None
+
+
+def _is_whole(kind: str, name: str, data: Any, digest: Any) -> bool:
+    """Whether that was written so. In a torn file anything may be anything."""
+    return isinstance(data, bytes) and digest == _digest(kind, name, data)
 
 
 def _digest(kind: str, name: str, data: bytes) -> bytes:
@@ -268,7 +352,7 @@ def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
     found: dict[str, dict[str, Any]] = {"goal": {}, "order": {}, "deployment": {}, "rest": {}, "revision": {}}
     damaged: list[str] = []
     for kind, name, data, digest in rows:
-        value = _decoded(_decoders[kind], data) if digest == _digest(kind, name, data) and kind in _decoders else None
+        value = _decoded(_decoders[kind], data) if kind in _decoders and _is_whole(kind, name, data, digest) else None
         if value is None:
             damaged.append(f"{kind} {name}")
         else:
@@ -280,7 +364,7 @@ def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
 
 def _goals(rows: Iterable[tuple[str, str, bytes, bytes]]) -> list[Goal]:
     """Of revisions those that can be read."""
-    good = [data for kind, name, data, digest in rows if digest == _digest(kind, name, data)]
+    good = [data for kind, name, data, digest in rows if _is_whole(kind, name, data, digest)]
     return [goal for goal in (_decoded(_goal_decoder, data) for data in good) if goal is not None]
 
 

@@ -147,6 +147,7 @@ class ControllerConfig(msgspec.Struct, frozen=True):
     http: HttpOptions | None  # None: no HTTP at all
     proxies: int = 1
     admin: AdminOptions | None = None  # None: no REST API
+    state_dir: str = ""  # where the state outlives the instance; "": it does not, and lies in ``runtime_dir``
 
 
 UNSURE_CONFIG = "?"  # reported by a replica whose reconfiguration failed half-way, until one succeeds

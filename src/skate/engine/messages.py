@@ -61,6 +61,7 @@ class SupervisorConfig(msgspec.Struct, frozen=True):
     grace_s: float = 5.0
     restarts_max: int = 10
     restart_window_s: float = 30.0
+    state_fd: int | None = None  # the lock of the state directory, where there is one
     standby_after_s: float = 0.5  # of the start: what is waited for comes first
 
 

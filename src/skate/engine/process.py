@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -218,18 +218,23 @@ def launch(
     restarts_max: int = 10,
     standby_after_s: float = 0.5,
     output: int | None = None,
+    hold: Callable[[], int] | None = None,
 ) -> Launched:
     """Starts an instance: its directory, its supervisor, and through that the controller. Does not wait for them.
 
     ``modules`` (of Skate) and ``preload`` (of the user) are imported once, before replicas are forked; ``grace_s`` is
     what the processes get when the instance is asked to end. ``output``: a descriptor for what they print, instead of
     the starter's own (detached: instead of the log). ``standby_after_s``: when the supervisor's standby is forked at
-    the earliest; until then its death is the end. Raises AlreadyRunningError if ``runtime_dir`` is in use.
+    the earliest; until then its death is the end. ``hold``: called as soon as the directory is ours; supervisors keep
+    the descriptor open that it returns (the lock of the state directory).
+    Raises AlreadyRunningError if ``runtime_dir`` is in use, and what ``hold`` raises.
     """
     claimed = directories.claim(runtime_dir)
+    state_fd: int | None = None
     lifeline = None if detached else Lifeline()
     outcome, outcome_fd = os.pipe()
     try:
+        state_fd = None if hold is None else hold()
         config = SupervisorConfig(
             runtime_dir=runtime_dir,
             controller=controller,
@@ -242,6 +247,7 @@ def launch(
             grace_s=grace_s,
             restarts_max=restarts_max,
             standby_after_s=standby_after_s,
+            state_fd=state_fd,
         )
         process = _spawn(config, output)
     except BaseException:
@@ -253,6 +259,8 @@ def launch(
         raise
     finally:
         os.close(outcome_fd)  # the supervisor has its own
+        if state_fd is not None:
+            os.close(state_fd)  # likewise
     if lifeline is not None:
         lifeline.close_reader()
     os.close(claimed.lock_fd)  # the supervisor's copy holds the lock from now on
@@ -262,7 +270,8 @@ def launch(
 def _spawn(config: SupervisorConfig, output: int | None) -> _Spawned:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-P", "-c", _PROGRAM, root]
-    inherited = [fd for fd in (config.lock_fd, config.lifeline_fd, config.outcome_fd) if fd is not None]
+    ends = (config.lock_fd, config.lifeline_fd, config.outcome_fd, config.state_fd)
+    inherited = [fd for fd in ends if fd is not None]
     log = None
     if config.lifeline_fd is None and output is None:
         output = log = _open_log(config.runtime_dir)

@@ -119,12 +119,12 @@ def _lock(path: str) -> int | None:
     """The descriptor of the lock, or None when the directory was replaced under our hands."""
     base = os.path.dirname(path)
     os.makedirs(base, mode=0o700, exist_ok=True)
-    _check_base(base)
+    check_base(base)
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         pass
-    _check_private(path)
+    check_private(path)
     lock_path = os.path.join(path, LOCK)
     fd = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -145,30 +145,31 @@ def _lock(path: str) -> int | None:
     return None
 
 
-def _check_private(path: str) -> None:
+def check_private(path: str, kind: str = "runtime", variable: str = "SKATE_RUNTIME_DIR") -> None:
+    """Only its user may enter the directory."""
     seen = os.lstat(path)
     if not stat.S_ISDIR(seen.st_mode):
-        raise EngineError(f"the runtime directory {path} is not a directory: remove it or set SKATE_RUNTIME_DIR")
+        raise EngineError(f"the {kind} directory {path} is not a directory: remove it or set {variable}")
     if seen.st_uid != os.getuid():
         raise EngineError(
-            f"the runtime directory {path} belongs to user {seen.st_uid}, not to you ({os.getuid()}): "
-            "set SKATE_RUNTIME_DIR to a directory of your own"
+            f"the {kind} directory {path} belongs to user {seen.st_uid}, not to you ({os.getuid()}): "
+            f"set {variable} to a directory of your own"
         )
     if seen.st_mode & 0o077:
         raise EngineError(
-            f"the runtime directory {path} is open to others (mode {stat.S_IMODE(seen.st_mode):o}): chmod 700 it, "
-            "remove it, or set SKATE_RUNTIME_DIR to another one"
+            f"the {kind} directory {path} is open to others (mode {stat.S_IMODE(seen.st_mode):o}): chmod 700 it, "
+            f"remove it, or set {variable} to another one"
         )
 
 
-def _check_base(base: str) -> None:
+def check_base(base: str, kind: str = "runtime", variable: str = "SKATE_RUNTIME_DIR") -> None:
     """Others must not be able to rename what is in it."""
     seen = os.stat(base)
     trusted = seen.st_uid in (os.getuid(), 0)
     if not trusted or (seen.st_mode & 0o022 and not seen.st_mode & stat.S_ISVTX):
         raise EngineError(
-            f"the directory {base}, which holds the runtime directories, can be changed by others "
-            f"(owner {seen.st_uid}, mode {stat.S_IMODE(seen.st_mode):o}): chmod 700 it or set SKATE_RUNTIME_DIR"
+            f"the directory {base}, which holds the {kind} directories, can be changed by others "
+            f"(owner {seen.st_uid}, mode {stat.S_IMODE(seen.st_mode):o}): chmod 700 it or set {variable}"
         )
 
 

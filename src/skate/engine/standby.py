@@ -59,6 +59,8 @@ class Course(msgspec.Struct, frozen=True, array_like=True, tag="course"):
     restart_at: float | None
     end_at: float | None
     exit_code: int
+    born_at: float | None = None  # the controller that was started last
+    worked: bool = False  # some controller has
 
 
 Note: TypeAlias = Known | Forgotten | Course

@@ -3,7 +3,8 @@
 Law: one thread, no event loop, nothing of a request and nothing of a decision; so it has no reason to die and can
 fork at any moment. It has imported what its children need, which is why they start in milliseconds and share memory.
 It ends everything, and removes the runtime directory, when it is asked to (SIGTERM, SIGINT), when its owner's
-lifeline is cut, when the controller ends by its own will (exit code 0), or when the controller keeps dying.
+lifeline is cut, when the controller ends by its own will (exit code 0), or when the controller never worked. One that
+has worked is started again for as long as it takes: what serves needs no controller, and its end would help nobody.
 Should it be killed all the same, a fork of it that waited for this (``standby``) goes on in its place, as itself.
 """
 
@@ -13,6 +14,7 @@ import gc
 import importlib
 import os
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -41,18 +43,32 @@ from skate.engine.standby import Course, Heir, Note, Standby
 ORPHANED_GRACE_S = 0.5  # the owner is gone, nobody waits for an answer any more
 UNKILLABLE_S = 2.0  # after SIGKILL; a process that hangs in the kernel is left to it
 RESTART_DELAY_S = 0.1  # before the second restart in a row; doubles
-RESTART_DELAY_MAX_S = 2.0
+RESTART_DELAY_MAX_S = 0.5
+WORKED_S = 1.0  # a controller that lived for so long has worked: what it needs is there
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by a standby; the last is sent to orphans that are stopped
 DESCRIPTORS_OWN = 512  # of a supervisor, beside one for each adopted process: connections above all
 
 
-def restart_delay_s(deaths: int, deaths_max: int) -> float | None:
-    """How long to wait after so many recent deaths before the next start; None: give up."""
-    if deaths > deaths_max:
+def restart_delay_s(deaths: int, deaths_max: int, worked: bool) -> float | None:
+    """How long to wait after so many recent deaths of the controller before the next start; None: give up.
+
+    ``worked``: some controller of this instance has worked; then it is never given up.
+    """
+    if deaths > deaths_max and not worked:
         return None
     if deaths <= 1:
         return 0.0
     return min(RESTART_DELAY_S * 2.0 ** min(deaths - 2, 16), RESTART_DELAY_MAX_S)
+
+
+def calm_s(takeovers: int, takeovers_max: int, worked: bool) -> float | None:
+    """How long a supervisor rests after so many recent takeovers before it does anything; None: give up.
+
+    Those that are killed are not slowed down, only those that die of what they do, as fast as they can.
+    """
+    if takeovers <= takeovers_max:
+        return 0.0
+    return RESTART_DELAY_MAX_S if worked else None
 
 
 class Supervisor:
@@ -65,6 +81,9 @@ class Supervisor:
         self._deaths: deque[float] = deque()  # of controllers
         self._takeovers: deque[float] = deque()
         self._restart_at: float | None = None
+        self._born_at: float | None = None  # the controller that was started last
+        self._worked = False  # some controller has
+        self._calm_s = 0.0  # to rest, once there is a standby
         self._end_at: float | None = None  # set: ending, and over at that time whatever is left
         self._exit_code = 0
         self._standby = Standby(clock, config.standby_after_s)
@@ -103,7 +122,9 @@ class Supervisor:
             self._door.open()  # not before: what is forked shall find everything imported
             while self._end_at is None or (self._family.anyone_alive() and self._clock.now() < self._end_at):
                 if self._end_at is None and self._standby.due():
-                    self._fork_standby()  # returns here, and one day in the standby
+                    self._fork_standby()  # returns here, and one day in the standby, which has no standby then
+                    continue
+                self._rest()
                 self._turn(self._timeout_s())
         except Exception:
             if self._standby.pid is not None:
@@ -120,6 +141,8 @@ class Supervisor:
         self._standby.end()
         self._lifeline.cut()
         self._door.close_sockets()
+        if self._config.state_fd is not None:
+            os.close(self._config.state_fd)  # first: whoever finds the runtime directory free starts an instance
         failed = self._exit_code != 0
         runtime_dir.remove(self._own, keep_logs=failed and self._config.lifeline_fd is None)
         with suppress(OSError):  # the owner is gone
@@ -159,13 +182,12 @@ class Supervisor:
     # -- the controller
 
     def _start_controller(self) -> None:
-        self._restart_at = None
+        self._restart_at, self._born_at = None, self._clock.now()
         self._tell_course()
         try:
             self._family.start(self._config.controller)
         except EngineError as error:
-            _say(str(error))
-            self._controller_died()
+            self._controller_died(f"could not be started: {error}")
 
     def _ended(self, member: Member) -> None:
         if self._config.lifeline_fd is not None and (crash := self._shelf.crash(member.id, member.exit_code)):
@@ -179,20 +201,28 @@ class Supervisor:
         if self._end_at is None and code == 0:
             self._end(self._config.grace_s)
         elif self._end_at is None:
-            _say(f"the controller {_how(code)}")
-            self._controller_died()
+            self._controller_died(_how(code))
         self._family.forget(member.id)  # last: a standby that took over meanwhile would find it and do the same
 
-    def _controller_died(self) -> None:
-        delay = restart_delay_s(self._note(self._deaths), self._config.restarts_max)
+    def _controller_died(self, how: str) -> None:
+        self._worked = self._has_worked()
+        self._born_at = None
+        deaths, within = self._note(self._deaths), f"within {self._config.restart_window_s:g} s"
+        delay = restart_delay_s(deaths, self._config.restarts_max, self._worked)
         if delay is None:
             self._give_up(
-                f"the controller died {len(self._deaths)} times in {self._config.restart_window_s:g} s and is not "
-                "started again; its errors are above. The instance ends"
+                f"the controller {how}; it died {deaths} times {within}, never worked, and is not started again; "
+                "its errors are above. The instance ends"
             )
-        else:
-            self._restart_at = self._clock.now() + delay
-            self._tell_course()
+            return
+        when = f"{delay:g} s from now" if delay else "at once"
+        _say(f"the controller {how} ({deaths} times {within}); it is started again {when}, and what serves goes on")
+        self._restart_at = self._clock.now() + delay
+        self._tell_course()
+
+    def _has_worked(self) -> bool:
+        """Whether this instance's controller has lived long enough, once."""
+        return self._worked or (self._born_at is not None and self._clock.now() - self._born_at >= WORKED_S)
 
     def _note(self, times: deque[float]) -> int:
         """Adds this moment; how many there are within the window."""
@@ -266,6 +296,8 @@ class Supervisor:
         self._close_own()
         os.close(self._config.lock_fd)
         os.close(self._config.outcome_fd)
+        if self._config.state_fd is not None:
+            os.close(self._config.state_fd)
 
     def _close_own(self) -> None:
         self._wake.close()
@@ -278,7 +310,8 @@ class Supervisor:
         self._standby.tell(note)
 
     def _tell_course(self) -> None:
-        self._tell(Course(tuple(self._deaths), self._restart_at, self._end_at, self._exit_code))
+        told = Course(tuple(self._deaths), self._restart_at, self._end_at, self._exit_code, self._born_at, self._worked)
+        self._tell(told)
 
     def _fork_standby(self) -> None:
         """Forks it and returns; in the standby it returns when that has become the supervisor."""
@@ -319,6 +352,7 @@ class Supervisor:
         if isinstance(note, Course):
             self._deaths = deque(note.deaths)
             self._restart_at, self._end_at, self._exit_code = note.restart_at, note.end_at, note.exit_code
+            self._born_at, self._worked = note.born_at, note.worked
         else:
             self._family.hear(note)
 
@@ -335,11 +369,22 @@ class Supervisor:
         _allow_descriptors(self._family.size() + DESCRIPTORS_OWN)
         for member in self._family.adopt():
             self._watch(member)
+        worked = self._has_worked()
         self._look_for_controller()
-        if self._note(self._takeovers) > self._config.restarts_max:
-            window_s = self._config.restart_window_s
-            self._give_up(f"the supervisor died {len(self._takeovers)} times in {window_s:g} s. The instance ends")
+        takeovers, within = self._note(self._takeovers), f"within {self._config.restart_window_s:g} s"
+        rest = calm_s(takeovers, self._config.restarts_max, worked)
+        if rest is None:
+            self._give_up(f"the supervisor died {takeovers} times {within}, before anything worked. The instance ends")
+        elif rest:
+            _say(f"the supervisor died {takeovers} times {within}; this one rests {rest:g} s before it goes on")
+            self._calm_s = rest
         self._standby = Standby(self._clock, 0.0)
+
+    def _rest(self) -> None:
+        """Waits, heeding nothing; whoever kills it meanwhile finds the standby in its place."""
+        if self._calm_s:
+            select.poll().poll(self._calm_s * 1000.0)
+            self._calm_s = 0.0
 
     def _watch(self, member: Member) -> None:
         """An adopted process is no child: its pidfd says when it has ended."""
@@ -359,7 +404,7 @@ class Supervisor:
         if member is not None and not member.alive:
             self._ended(member)
         elif member is None and self._restart_at is None and self._end_at is None:
-            self._controller_died()
+            self._controller_died("was gone")
 
 
 def _listen_to_signals() -> tuple[socket.socket, socket.socket]:
@@ -405,7 +450,7 @@ def _read_config() -> SupervisorConfig:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for fd in (config.lock_fd, config.lifeline_fd, config.outcome_fd):
+    for fd in (config.lock_fd, config.lifeline_fd, config.outcome_fd, config.state_fd):
         if fd is not None:
             os.set_inheritable(fd, False)
     return config
