@@ -149,21 +149,23 @@ class MemoryStore:
 
 
 class SqliteStore:
-    """Keeps the rows in one SQLite file of a directory (0600). A file that is none of SQLite's is begun anew."""
+    """Keeps the rows in one SQLite file of a directory (0600). A torn file is set aside, and what can be read of it is
+    the beginning of a new one."""
 
     def __init__(self, directory: str) -> None:
         self.path = os.path.join(directory, FILE)
         self._damaged: tuple[str, ...] = ()
         try:
             self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter out of SQLite's own message about it
+            if _is_outside(error):
                 raise
             self._begin_anew()
 
     def _open(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
+        db.text_factory = lambda text: text.decode(errors="replace")  # a damaged name is one that no digest fits
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
@@ -172,6 +174,8 @@ class SqliteStore:
                 " (kind TEXT, name TEXT, data BLOB, digest BLOB, PRIMARY KEY (kind, name))"
             )
             db.execute("CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, app TEXT, data BLOB)")
+            for columns in ("kind, name, data, digest FROM rows", "id, app, data FROM events"):
+                db.execute(f"SELECT {columns} LIMIT 0")
         except BaseException:
             db.close()
             raise
@@ -187,15 +191,36 @@ class SqliteStore:
 
     def load(self) -> Saved:
         try:
-            found = self._db.execute(
-                "SELECT kind, name, data, digest FROM rows WHERE kind != 'revision' ORDER BY rowid"
-            ).fetchall()
-        except sqlite3.DatabaseError:
-            self._db.close()
-            self._begin_anew()
-            found = []
+            whole = self._db.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if _is_outside(error):
+                raise
+            whole = False
+        if not whole:
+            self._salvage()
+        found = self._db.execute("SELECT kind, name, data, digest FROM rows WHERE kind != 'revision' ORDER BY rowid")
         saved = _saved(found)
         return msgspec.structs.replace(saved, damaged=(*self._damaged, *saved.damaged))
+
+    def _salvage(self) -> None:
+        """Begins anew with what can still be read."""
+        rows = self._readable("rows", "kind, name, data, digest")
+        events = self._readable("events", "id, app, data")
+        self._db.close()
+        self._begin_anew()
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?)", events)
+
+    def _readable(self, table: str, columns: str) -> list[tuple[Any, ...]]:
+        """The rows of a torn table from both of its ends, up to where it is torn."""
+        found: dict[int, tuple[Any, ...]] = {}
+        for order in ("ASC", "DESC"):
+            with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+                for rowid, *row in self._db.execute(f"SELECT rowid, {columns} FROM {table} ORDER BY rowid {order}"):
+                    found[rowid] = tuple(row)
+        return [found[rowid] for rowid in sorted(found)]
 
     def write(self, rows: Sequence[Row], events: Sequence[Event] = ()) -> None:
         if not rows and not events:
@@ -242,7 +267,7 @@ class SqliteStore:
             "SELECT data FROM events WHERE id > ? AND (? IS NULL OR app = ?) ORDER BY id DESC LIMIT ?",
             (after, app, app, limit),
         ).fetchall()
-        events = [_decoded(Event, data) for (data,) in reversed(found)]
+        events = [_decoded(Event, data) for (data,) in reversed(found) if isinstance(data, bytes)]
         return [one for one in events if one is not None]
 
     def last_event(self) -> int:
@@ -256,6 +281,26 @@ class SqliteStore:
         self._db.close()
 
 
+def _is_outside(error: Exception) -> bool:
+    """Whether it is not the file that is wrong, but the disk, its rights or somebody who has it open."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    return code in (
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    )
+
+
+def _is_sound(kind: Any, name: Any, data: Any, digest: Any) -> bool:
+    """Whether this is what was written."""
+    return isinstance(data, bytes) and digest == _digest(str(kind), str(name), data)
+
+
 def _digest(kind: str, name: str, data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16, key=f"{kind} {name}".encode()[:64]).digest()
 
@@ -264,7 +309,7 @@ def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
     found: dict[str, dict[str, Any]] = {"goal": {}, "order": {}, "deployment": {}, "rest": {}, "revision": {}}
     damaged: list[str] = []
     for kind, name, data, digest in rows:
-        value = _decoded(_types[kind], data) if digest == _digest(kind, name, data) and kind in _types else None
+        value = _decoded(_types[kind], data) if kind in _types and _is_sound(kind, name, data, digest) else None
         if value is None:
             damaged.append(f"{kind} {name}")
         else:
@@ -276,7 +321,7 @@ def _saved(rows: Iterable[tuple[str, str, bytes, bytes]]) -> Saved:
 
 def _goals(rows: Iterable[tuple[str, str, bytes, bytes]]) -> list[Goal]:
     """Of revisions those that can be read."""
-    good = [data for kind, name, data, digest in rows if digest == _digest(kind, name, data)]
+    good = [data for kind, name, data, digest in rows if _is_sound(kind, name, data, digest)]
     return [goal for goal in (_decoded(Goal, data) for data in good) if goal is not None]
 
 
