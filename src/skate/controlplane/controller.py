@@ -228,7 +228,7 @@ class Controller:
         records.put(*(Row("deployment", key, memory.deployments.get(key)) for key in plan.changed))
         rest = (memory.next_ordinal, memory.proxies, memory.ended_calls, memory.ending)
         if rest != (before.next_ordinal, before.proxies, before.ended_calls, before.ending):
-            records.put(state.rest_row())
+            records.put(state.rest_row(state.capacity))
         for name in plan.gone:
             state.drop_goal(name)
         records.happened(plan.events, self._clock.wall())

@@ -90,7 +90,7 @@ class State:
         """All numbers of replicas are scaled to this many percent."""
         if capacity != self.capacity:
             self.capacity = capacity
-            self.records.put(self.rest_row())
+            self.records.put(self.rest_row(capacity))
             self.desired = self._desired()
             self.dirty = None
             self.changed.set()
@@ -99,7 +99,7 @@ class State:
         """The instance shall end."""
         if not self.memory.ending:
             self.memory = replace(self.memory, ending=True)
-            self.records.put(self.rest_row())
+            self.records.put(self.rest_row(self.capacity))
             self.dirty = None
             self.changed.set()
 
@@ -108,9 +108,9 @@ class State:
         self.statuses.bump()
         self.changed.set()  # what is pending is written
 
-    def rest_row(self) -> Row:
+    def rest_row(self, capacity: float | None) -> Row:
         """What is stored of no deployment in particular."""
-        return Row("rest", REST, Rest(replace(self.memory, deployments={}), self.capacity))
+        return Row("rest", REST, Rest(replace(self.memory, deployments={}), capacity))
 
     def counts(self) -> Counts:
         """The counts of calls of the whole instance."""
