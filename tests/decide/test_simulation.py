@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from skate.controlplane.decide import whole
 from skate.controlplane.decide.load import Load
-from skate.controlplane.decide.publish import Published, deployment, published, routes
+from skate.controlplane.decide.publish import Published, deployment, published
 from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.restart import budget
 from skate.controlplane.decide.rollout import pace_of
@@ -249,7 +249,7 @@ class Simulation:
             for key in keys
             if key != PROXIES
         }
-        self.publications.put(news, routes(self.desired))
+        self.publications.put(news, self.desired.routes)
         assert self.publications.state == state, "a change was not published"
         told = self.publications.since(0 if self.chance.random() < 0.1 else self.heard)
         self.heard = self.publications.generation

@@ -19,7 +19,7 @@ from skate.controlplane.broadcast import Tasks
 from skate.controlplane.builds import Builds
 from skate.controlplane.calls import ControlCalls
 from skate.controlplane.decide.load import Load
-from skate.controlplane.decide.publish import deployment, routes
+from skate.controlplane.decide.publish import deployment
 from skate.controlplane.decide.values import PROXIES, Action, Loaded, Plan, Reconfigure
 from skate.controlplane.decide.whole import decide, every_key
 from skate.controlplane.policies import Place
@@ -244,7 +244,7 @@ class Controller:
             for key in keys
             if key != PROXIES
         }
-        state.publications.put(news, routes(state.desired))
+        state.publications.put(news, state.desired.routes)
 
     def _for_engine(self, action: Action) -> EngineAction | None:
         """The engine's form of an action, with the goal as it is at the moment of the decision."""

@@ -17,7 +17,7 @@ from skate.controlplane.decide.autoscale import Scaling, ScalingMemory
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.policy import Answer
 from skate.core.config import AppConfig
-from skate.core.specs import AppSpec, Counts, DeploymentSpec, LoopBlocking, ReplicaPhase
+from skate.core.specs import AppSpec, Counts, DeploymentSpec, LoopBlocking, ReplicaPhase, Route
 
 RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them
 STRIKES_MAX = 3  # failed health checks in a row, as in Ray Serve; then a replica is replaced
@@ -82,6 +82,21 @@ class Desired:
             if not goal.deleting
             for spec in goal.spec.deployments
         }
+
+    @cached_property
+    def leaving(self) -> tuple[str, ...]:
+        """The applications that shall go."""
+        return tuple(name for name, goal in self.apps.items() if goal.deleting)
+
+    @cached_property
+    def routes(self) -> tuple[Route, ...]:
+        """Which path leads to which application."""
+        found = [
+            Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress)
+            for goal in self.apps.values()
+            if not goal.deleting and goal.spec.route_prefix is not None
+        ]
+        return tuple(sorted(found, key=lambda route: route.prefix))
 
 
 # -- seen ---------------------------------------------------------------------------------------

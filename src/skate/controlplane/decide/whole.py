@@ -225,11 +225,11 @@ class _Round:
         )
 
     def _gone(self, deployments: dict[str, DeploymentMemory]) -> tuple[str, ...]:
-        leaving = [goal for goal in self.desired.apps.values() if goal.deleting]
+        leaving = self.desired.leaving
         if not leaving:
             return ()
         occupied = {key.partition("/")[0] for key, one in deployments.items() if one.replicas}
-        return tuple(goal.spec.name for goal in leaving if goal.spec.name not in occupied)
+        return tuple(name for name in leaving if name not in occupied)
 
 
 def _take_grace(spec: DeploymentSpec, found: Survey) -> None:
