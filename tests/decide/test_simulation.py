@@ -217,6 +217,31 @@ class Simulation:
             peak = max(target + pace_of(spec.options, target).surge, len(standing))
             assert count <= peak, f"{spec.key} has {count} replicas, {peak} are allowed"
             self.check_budget(spec, revision, begun)
+        for stop in (action for action in plan.actions if isinstance(action, StopReplica)):
+            self.check_stop(stop)
+        self.check_events(plan)
+
+    def check_stop(self, action: StopReplica) -> None:
+        """Who may have requests is stopped with its whole grace, and killed when that is over."""
+        one, now = self.world.replicas.get(action.id), self.world.now
+        remembered = self.remembered(action.id)
+        if one is None or one.heard == "failed" or not (one.ran and (remembered is None or remembered.ran)):
+            return
+        over = remembered is not None and remembered.stop_by is not None and now >= remembered.stop_by
+        assert over or action.grace_s >= one.grace, f"{one.id} gets {action.grace_s} s and was promised {one.grace}"
+        assert not over or one.asked_at is None or now >= one.asked_at + one.grace, f"{one.id} is killed too early"
+
+    def check_events(self, plan: Plan) -> None:
+        """The log tells each change of a number once, as it was."""
+        for key in plan.memory.deployments:
+            before, after = self.memory.deployments.get(key), plan.memory.deployments[key]
+            told = [
+                (one.details["before"], one.details["after"])
+                for one in plan.events
+                if one.kind == "scaled" and f"{one.app}/{one.deployment}" == key
+            ]
+            changed = before is not None and before.version and before.target != after.target
+            assert told == ([(before.target, after.target)] if before is not None and changed else []), (key, told)
 
     def was_leaving(self, id: str) -> bool:
         replica = self.remembered(id)

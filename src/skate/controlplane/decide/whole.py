@@ -152,7 +152,10 @@ class _Round:
         _take_grace(spec, found)
         for id in plan.stops:
             self._stop(id, found.replicas[id].grace_s, found)
-        self.actions.extend(Reconfigure(id, key) for id in plan.reconfigures)
+        for id in plan.reconfigures:  # from now on it may have the new grace, too
+            replica = found.replicas[id]
+            found.replicas[id] = replace(replica, grace_s=max(replica.grace_s, spec.options.graceful_shutdown_timeout_s))
+            self.actions.append(Reconfigure(id, key))
         scaling = self.scalings.get(key)
         memory = scaling.memory if scaling is not None else None
         return plan.memory if plan.memory.scaling == memory else replace(plan.memory, scaling=memory)
