@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.decide import whole
+from skate.controlplane.decide.autoscale import Capacity, bounds_of
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.publish import Published, deployment, published
 from skate.controlplane.decide.reconcile import gave_up
@@ -32,7 +33,7 @@ from skate.controlplane.decide.values import (
     StopReplica,
     Wanted,
 )
-from skate.controlplane.decide.whole import decide, every_key
+from skate.controlplane.decide.whole import decide, every_key, scaled
 from skate.controlplane.publications import Publications
 from skate.core.specs import DeploymentSpec, DeploymentTarget, Route, Snapshot
 from tests.decide.world import BAD, BAD_CONFIG, SHAKY, World, forgotten, random_goal
@@ -88,7 +89,10 @@ class Simulation:
             self.new_controller()
             self.memory = forgotten(self.memory)
             self.lossless = False
-        self.desired = dataclasses.replace(self.desired, apps=apps)
+        capacity = self.desired.capacity
+        if self.chance.random() < 0.03:
+            capacity = self.chance.choice((None, 0.0, 40.0, 100.0))
+        self.desired = dataclasses.replace(self.desired, apps=apps, capacity=capacity)
         self.change_load()
 
     def change_load(self) -> None:
@@ -108,12 +112,13 @@ class Simulation:
     def target(self, spec: DeploymentSpec, memory: Memory) -> int:
         """How many are wanted: a fixed number, or what the autoscaler said."""
         config = spec.options.autoscaling_config
+        percent = self.desired.capacity
         if config is None:
-            return spec.options.replicas
-        target = memory.deployments[spec.key].target
-        assert config.min_replicas <= target <= config.most, f"{spec.key} scales to {target}"
+            return scaled(spec.options.replicas, percent)
+        target, bounds = memory.deployments[spec.key].target, bounds_of(config, Capacity(percent))
+        assert bounds.least <= target <= bounds.most, f"{spec.key} scales to {target}"
         total = self.loads[spec.key].total if spec.key in self.loads else 0
-        assert target or not total, f"{spec.key} sleeps while a call waits"
+        assert target or not total or percent == 0, f"{spec.key} sleeps while a call waits"
         return target
 
     def new_controller(self) -> None:
@@ -180,6 +185,7 @@ class Simulation:
             for key in dict.fromkeys((*keys, *desired.wanted, *seen.replicas))
             if observed.replicas.get(key) != seen.replicas.get(key)
             or self.desired.wanted.get(key) != desired.wanted.get(key)
+            or self.desired.capacity != desired.capacity
             or self.wakes.get(key, 1e12) <= self.world.now
             or key in self.touched
             or key in self.heavy
@@ -260,7 +266,7 @@ class Simulation:
         if not self.lossless or spec.version != BAD or spec.options.autoscaling_config is not None:
             return
         tried = self.world.starts.get((spec.key, revision, spec.version), 0) + begun
-        target = spec.options.replicas
+        target = spec.options.replicas  # the most that was wanted, whatever the capacity is by now
         limit = max(target, budget(spec.options.max_constructor_retry_count, target))
         inherited = sum(one.version == BAD for one in self.world.replicas.values())
         assert tried <= limit + inherited, f"{spec.key} was tried {tried} times, {limit} are allowed"
@@ -353,6 +359,11 @@ class Simulation:
                 shaky = spec.version in (BAD, SHAKY) or spec.config == BAD_CONFIG
                 fine = ("HEALTHY", "DEPLOY_FAILED") if shaky else ("HEALTHY",)
                 assert shown in fine, (key, shown)
+            config = spec.options.autoscaling_config
+            if config is not None and spec.version not in (BAD, SHAKY):
+                total = self.loads[key].total if key in self.loads else 0  # one replica for each call
+                needed = bounds_of(config, Capacity(self.desired.capacity)).clip(int(total))
+                assert self.target(spec, self.memory) == needed, f"{key} rests at {self.memory.deployments[key].target}"
             target = self.state.deployments[key]
             serves = target.replicas or target.unavailable or target.asleep
             assert serves, f"{key} neither serves nor says why not"
