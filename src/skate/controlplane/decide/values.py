@@ -19,7 +19,10 @@ from skate.controlplane.decide.policy import Answer
 from skate.core.config import AppConfig
 from skate.core.specs import AppSpec, Counts, DeploymentSpec, LoopBlocking, ReplicaPhase, Route
 
-RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them
+RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them,
+RECOVERY_KNOWN_S = (
+    2.0  # and for those that are remembered; who does not speak computes, on its loop or in a constructor
+)
 STRIKES_MAX = 3  # failed health checks in a row, as in Ray Serve; then a replica is replaced
 
 

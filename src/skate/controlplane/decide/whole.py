@@ -15,10 +15,9 @@ from skate.controlplane.decide.autoscale import Capacity, Scaling, autoscale
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
-from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, ordinal_of, strangers, survey
+from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, complete_at, ordinal_of, strangers, survey
 from skate.controlplane.decide.values import (
     PROXIES,
-    RECOVERY_S,
     Action,
     DeploymentMemory,
     Desired,
@@ -51,8 +50,8 @@ def decide(
 
     ``only``: the keys of deployments that may need something (``PROXIES`` for the proxies); None: all.
     """
-    if not is_complete(observed, now, RECOVERY_S):
-        return Plan((), memory, wakes={PROXIES: observed.started_at + RECOVERY_S}, waiting=True)
+    if now < (at := complete_at(observed, memory)):
+        return Plan((), memory, wakes={PROXIES: at}, waiting=True)
     round = _Round(desired, observed, memory, now, loaded)
     if only is None or PROXIES in only or memory.ending:
         round.take_fleet(plan_proxies(() if memory.ending else desired.proxies, observed, memory.proxies, now))
@@ -154,7 +153,9 @@ class _Round:
             self._stop(id, found.replicas[id].grace_s, found)
         for id in plan.reconfigures:  # from now on it may have the new grace, too
             replica = found.replicas[id]
-            found.replicas[id] = replace(replica, grace_s=max(replica.grace_s, spec.options.graceful_shutdown_timeout_s))
+            found.replicas[id] = replace(
+                replica, grace_s=max(replica.grace_s, spec.options.graceful_shutdown_timeout_s)
+            )
             self.actions.append(Reconfigure(id, key))
         scaling = self.scalings.get(key)
         memory = scaling.memory if scaling is not None else None
