@@ -239,3 +239,10 @@ def test_however_the_file_is_torn_it_is_said_and_the_next_wish_is_stored(tmp_pat
         assert set(again.load().goals) == {*saved.goals, "app0"}, f"seed {seed}"
         again.close()
     assert kept > 60 * len(apps) / 2, "what could be read was thrown away"
+
+
+def test_of_an_application_that_is_gone_only_the_last_revision_is_kept(store: Store) -> None:
+    store.write([revision("a", 1), revision("a", 2), revision("ab", 1), revision("ab", 2)])
+    store.write([Row("goal", "a")])
+    assert [one.revision for one in store.revisions("a")] == [2]
+    assert [one.revision for one in store.revisions("ab")] == [1, 2]

@@ -120,10 +120,12 @@ class MemoryStore:
                 self.rows[row.kind, row.name] = (data, _digest(row.kind, row.name, data))
         self._events.extend(events)
         del self._events[:-EVENTS_MAX]
-        for app in {row.name.partition("/")[0] for row in rows if row.kind == "revision"}:
-            names = sorted(name for kind, name in self.rows if kind == "revision" and name.startswith(f"{app}/"))
-            for name in names[:-REVISIONS_MAX]:
-                del self.rows["revision", name]
+        for row in rows:
+            if (most := _revisions_kept(row)) is not None:
+                app = row.name.partition("/")[0]
+                names = sorted(name for kind, name in self.rows if kind == "revision" and name.startswith(f"{app}/"))
+                for name in names[:-most]:
+                    del self.rows["revision", name]
 
     def revisions(self, app: str) -> list[Goal]:
         found = sorted(
@@ -243,16 +245,16 @@ class SqliteStore:
     def _write_row(self, row: Row) -> None:
         if row.value is None:
             self._db.execute("DELETE FROM rows WHERE kind = ? AND name = ?", (row.kind, row.name))
-            return
-        data = _encode(row.value)
-        values = (row.kind, row.name, data, _digest(row.kind, row.name, data))
-        self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", values)
-        if row.kind == "revision":
+        else:
+            data = _encode(row.value)
+            values = (row.kind, row.name, data, _digest(row.kind, row.name, data))
+            self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", values)
+        if (most := _revisions_kept(row)) is not None:
             app = row.name.partition("/")[0]
             self._db.execute(
                 "DELETE FROM rows WHERE kind = 'revision' AND name IN (SELECT name FROM rows WHERE kind = 'revision'"
                 " AND name BETWEEN ? AND ? ORDER BY name DESC LIMIT -1 OFFSET ?)",
-                (f"{app}/", f"{app}/:", REVISIONS_MAX),
+                (f"{app}/", f"{app}/:", most),
             )
 
     def revisions(self, app: str) -> list[Goal]:
@@ -279,6 +281,13 @@ class SqliteStore:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _revisions_kept(row: Row) -> int | None:
+    """How many revisions of its application are kept after this row is written; None: it changes nothing about that."""
+    if row.kind == "revision":
+        return REVISIONS_MAX
+    return 1 if row.kind == "goal" and row.value is None else None  # what is gone goes on counting should it come back
 
 
 def _is_outside(error: Exception) -> bool:
