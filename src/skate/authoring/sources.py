@@ -175,10 +175,9 @@ def _read(path: str) -> bytes | None:
 # -- running them -----------------------------------------------------------------------------------
 
 
-def renew(sources: Mapping[str, Source] = MappingProxyType({})) -> None:
-    """Forgets the user's own modules that were imported before this process was forked, all of them, if the file of one
-    was edited since, or one is another text than in ``sources``. What is unchanged stays: it is shared memory."""
-    own = {
+def imported() -> dict[str, str]:
+    """The files of the user's own modules that are imported in this process, by the module's name."""
+    return {
         name: file
         for name, module in list(sys.modules.items())
         if name != "__main__"
@@ -186,14 +185,25 @@ def renew(sources: Mapping[str, Source] = MappingProxyType({})) -> None:
         and file.endswith(".py")
         and not file.startswith(_installed())
     }
+
+
+def forget(modules: Iterable[str]) -> None:
+    """Whoever imports these modules from now on gets them anew."""
+    for name in modules:
+        parent, _, last = name.rpartition(".")
+        if parent in sys.modules and getattr(sys.modules[parent], last, None) is sys.modules[name]:
+            delattr(sys.modules[parent], last)
+        del sys.modules[name]
+
+
+def renew(sources: Mapping[str, Source] = MappingProxyType({})) -> None:
+    """Forgets the user's own modules that were imported before this process was forked, all of them, if the file of one
+    was edited since, or one is another text than in ``sources``. What is unchanged stays: it is shared memory."""
+    own = imported()
     if any(_is_edited(file) for file in own.values()) or any(
         name in own and _read(own[name]) != text_of(source) for name, source in sources.items()
     ):
-        for name in own:
-            parent, _, last = name.rpartition(".")
-            if parent in sys.modules and getattr(sys.modules[parent], last, None) is sys.modules[name]:
-                delattr(sys.modules[parent], last)
-            del sys.modules[name]
+        forget(own)
 
 
 def _is_edited(file: str) -> bool:
