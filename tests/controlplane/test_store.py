@@ -246,3 +246,12 @@ def test_of_an_application_that_is_gone_only_the_last_revision_is_kept(store: St
     store.write([Row("goal", "a")])
     assert [one.revision for one in store.revisions("a")] == [2]
     assert [one.revision for one in store.revisions("ab")] == [1, 2]
+
+
+def test_a_long_traceback_is_short_in_the_log_of_events(store: Store) -> None:
+    records = Records(store)
+    records.must_write(
+        [], [Happening("a", "A", "start_failed", "in its constructor" + "x" * 32_000 + "no weights")], 1.0
+    )
+    message = records.read_events(0, None, 1)[0].message
+    assert len(message) < 2100 and message.startswith("in its constructor") and message.endswith("no weights")
