@@ -143,3 +143,32 @@ def test_an_application_carries_its_texts(shop: Path) -> None:
     module = importlib.import_module("shop.app")
     assert set(build(module.Shop.bind()).sources) == MADE_OF
     assert isinstance(module.Shop, serve.Deployment)
+
+
+PRELOADED = """
+import sys, msgspec, zlib
+sys.path.insert(0, {folder!r})
+from skate.authoring import sources
+import shop.app as before
+kept = sources.sources_of("shop.app")
+sources._BORN = 2e12  # nothing was edited since
+if {news!r} == "edited":
+    open(kept["shop.prices"].path, "w").write("PRICE = 2\\n")
+    sources._BORN = 0.0
+if {news!r} == "kept":
+    kept["shop.prices"] = msgspec.structs.replace(kept["shop.prices"], text=zlib.compress(b"PRICE = 3\\n"))
+sources.renew(kept)
+sources.install(kept)
+import shop.app as after
+from shop import prices
+print(after is before, prices.PRICE)
+"""
+
+
+@pytest.mark.parametrize(
+    ("news", "said"), [("edited", "False 1"), ("kept", "False 3"), ("nothing", "True 1")], ids=lambda it: it
+)
+def test_what_was_preloaded_is_imported_anew_if_it_is_another_text_by_now(news: str, said: str, shop: Path) -> None:
+    script = PRELOADED.format(folder=str(shop), news=news)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert run.stdout.strip() == said, run.stderr

@@ -15,7 +15,7 @@ from skate.controlplane.decide.values import RECOVERY_S
 from skate.controlplane.store import MemoryStore
 from skate.core.config import AppConfig, ApplyRequest, ServeConfig
 from skate.core.errors import NotFoundError, OptionError
-from skate.core.specs import AppSpec, Change, DeploymentSpec, HealthReport
+from skate.core.specs import AppSpec, Change, DeploymentSpec, HealthReport, LoopReport
 from skate.engine.base import StopProcess
 from tests.controlplane.fakes import Desk, desk, until
 from tests.decide.world import deployment, goal
@@ -420,5 +420,25 @@ def test_a_delete_that_was_overtaken_by_a_deploy_waits_for_nobody_who_stays() ->
             assert await deployed == 2
             await until(deleted.done, "the answer to the delete", here)
             assert ids(here) == ["a/A#1"]
+
+    asyncio.run(main())
+
+
+def test_a_wish_is_stored_as_a_whole_before_it_is_answered() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with desk(store=store) as here:
+            client = await here.client()
+            await client.apply(request(config("a", "hangs"), config("b", A="v1")))
+            await here.state("b", "RUNNING")
+            seen: list[Any] = []
+            here.controller._step = lambda: asyncio.sleep(3600)  # type: ignore[assignment,method-assign,return-value]
+            await client.peer.ask("report_loop", msgspec.msgpack.encode(LoopReport("b/A#1", ())))
+            wish = ApplyRequest(ServeConfig((config("c"),), target_capacity=50.0), prune=True)
+            await client.apply(wish)
+            seen.append(store.load())  # as after a kill of the controller right after the answer
+            assert (set(seen[0].orders), seen[0].goals["b"].deleting, seen[0].capacity) == ({"c"}, True, 50.0)
+            await client.delete("c")
+            assert not store.load().orders
 
     asyncio.run(main())

@@ -441,3 +441,41 @@ def test_nonsense_is_refused_and_disturbs_nothing() -> None:
             assert not (await (await here.client()).status()).applications
 
     asyncio.run(main())
+
+
+def test_what_concerns_one_deployment_does_not_make_the_routes_of_all_anew() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client = await here.client()
+            await client.deploy(app("a"))
+            await here.state("a", "RUNNING")
+            before, published = here.controller._state.desired, here.controller._state.publications.state
+            here.engine.crash("a/A#1")
+            await until(lambda: here.controller._state.publications.state is not published, "the change")
+            assert here.controller._state.publications.state.routes is before.routes is published.routes
+
+    asyncio.run(main())
+
+
+def test_a_watcher_of_much_is_told_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client, seen = await here.client(), []
+            status = here.controller.calls.status
+
+            def slow() -> ServeStatus:
+                here.clock.advance(0.1)
+                return status()
+
+            monkeypatch.setattr(here.controller.calls, "status", slow)
+            client.peer.subscribe("watch_status", b"", seen.append, lambda error: None)
+            await until(lambda: seen, "the first status")
+            await client.deploy(app("a"))
+            here.clock.advance(1.9)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert len(seen) == 1
+            here.clock.advance(0.2)
+            await until(lambda: len(seen) == 2, "the second status")
+
+    asyncio.run(main())

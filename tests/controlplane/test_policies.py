@@ -140,3 +140,20 @@ def test_a_file_that_changed_is_read_again_by_the_next_deploy(tmp_path: Path) ->
         assert (await world.asked("own_policy_of_a_test:policy", place=Place((str(tmp_path),), None, 2))).number == 2
 
     play(scene)
+
+
+def test_applications_in_two_folders_have_each_its_own_modules_of_one_name(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        places = [Place((str(tmp_path / folder),)) for folder in ("one", "two")]
+        for number, place in enumerate(places):
+            Path(place.sys_path[0]).mkdir()
+            Path(place.sys_path[0], "helpers_of_a_test.py").write_text(f"NUMBER = {number}\n")
+            text = "import helpers_of_a_test as it\ndef policy(context, memory): return it.NUMBER, None\n"
+            for name in ("same_of_a_test.py", f"another{number}_of_a_test.py"):
+                Path(place.sys_path[0], name).write_text(text)
+        for number, place in enumerate(places):
+            for name in ("same_of_a_test", f"another{number}_of_a_test"):
+                answer = await world.asked(f"{name}:policy", place=place, key=f"{name}/{number}")
+                assert (answer.error, answer.number) == ("", number)
+
+    play(scene)

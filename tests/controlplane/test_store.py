@@ -308,3 +308,62 @@ def test_what_could_not_be_written_is_written_later_and_a_wish_is_refused(caplog
     store.full = False
     assert records.write() and not records.pending
     assert store.load().memory == MEMORY and store.load().goals == {} and store.last_event() == 1
+
+
+def torn(data: bytes, chance: random.Random) -> bytes:
+    """The file after misfortune: single bytes, a page, or its end."""
+    made, at = bytearray(data), chance.randrange(len(data))
+    page = slice(at // 4096 * 4096, at // 4096 * 4096 + 4096)
+    match chance.choice(("byte", "bytes", "page", "zeros", "end")):
+        case "byte":
+            made[at] ^= 1 + chance.randrange(255)
+        case "bytes":
+            for _ in range(20):
+                made[chance.randrange(len(made))] = chance.randrange(256)
+        case "page":
+            made[page] = chance.randbytes(4096)
+        case "zeros":
+            made[page] = bytes(4096)
+        case "end":
+            del made[at:]
+    return bytes(made)
+
+
+def test_however_the_file_is_torn_it_is_said_and_the_next_wish_is_stored(tmp_path: Path) -> None:
+    whole, apps = SqliteStore(str(tmp_path)), [f"app{number}" for number in range(25)]
+    goals = [goal(name, deployment(name, "A")) for name in apps]
+    said = [Happening(name, "", "deployed", "it was") for name in apps * 8]
+    Records(whole).must_write([*map(goal_row, goals), *map(revision_row, goals)], said, 1.0)
+    whole.close()
+    data, kept = Path(whole.path).read_bytes(), 0
+    for seed in range(60):
+        Path(whole.path).write_bytes(torn(data, random.Random(seed)))
+        store = SqliteStore(str(tmp_path))
+        saved = store.load()
+        assert saved.damaged or list(saved.goals) == apps, f"seed {seed}: something was lost in silence"
+        kept += len(saved.goals)
+        Records(store).must_write(
+            [goal_row(goals[0]), revision_row(goals[0])], [Happening("app0", "", "again", "")], 2.0
+        )
+        assert store.revisions("app0") and store.events(0, None, 10)[-1].kind == "again"
+        store.close()
+        again = SqliteStore(str(tmp_path))
+        assert set(again.load().goals) == {*saved.goals, "app0"}, f"seed {seed}"
+        again.close()
+    assert kept > 60 * len(apps) / 2, "what could be read was thrown away"
+
+
+def test_of_an_application_that_is_gone_only_the_last_revision_is_kept(store: Store) -> None:
+    store.write([revision("a", 1), revision("a", 2), revision("ab", 1), revision("ab", 2)])
+    store.write([Row("goal", "a")])
+    assert [one.revision for one in store.revisions("a")] == [2]
+    assert [one.revision for one in store.revisions("ab")] == [1, 2]
+
+
+def test_a_long_traceback_is_short_in_the_log_of_events(store: Store) -> None:
+    records = Records(store)
+    records.must_write(
+        [], [Happening("a", "A", "start_failed", "in its constructor" + "x" * 32_000 + "no weights")], 1.0
+    )
+    message = records.read_events(0, None, 1)[0].message
+    assert len(message) < 2100 and message.startswith("in its constructor") and message.endswith("no weights")

@@ -13,6 +13,7 @@ from skate.controlplane.decide.publish import published
 from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.status import serve_status
 from skate.controlplane.decide.values import (
+    RECOVERY_KNOWN_S,
     RECOVERY_S,
     Action,
     Desired,
@@ -270,7 +271,8 @@ def test_a_new_controller_adopts_what_lives(known: bool) -> None:
     silent = {id: ReplicaSeen(id, True) for id in desk.seen}
     found = Observed(grouped(silent), found=frozenset(silent), started_at=50.0)
     plan = decide(desk.desired, found, memory, 50.0)
-    assert plan.waiting and not plan.actions and plan.wake_at == 50.0 + RECOVERY_S
+    limit_s = RECOVERY_KNOWN_S if known else RECOVERY_S
+    assert plan.waiting and not plan.actions and plan.wake_at == 50.0 + limit_s
     reported = replace(found, replicas=grouped(desk.seen))
     plan = decide(desk.desired, reported, memory, 50.1)
     assert not plan.waiting
@@ -278,7 +280,7 @@ def test_a_new_controller_adopts_what_lives(known: bool) -> None:
         assert plan.actions == ()
     else:  # nobody knows their version: they serve until those of the wanted one are ready
         assert plan.actions == (StartReplica("a/A#3", "a/A"),)
-    late = decide(desk.desired, found, memory, 50.0 + RECOVERY_S)
+    late = decide(desk.desired, found, memory, 50.0 + limit_s)
     assert not late.waiting
     if known:  # whoever was ready once is trusted to be
         assert late.actions == ()

@@ -12,8 +12,9 @@ import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.decide import whole
+from skate.controlplane.decide.autoscale import Capacity, adjusted, bounds_of
 from skate.controlplane.decide.load import Load
-from skate.controlplane.decide.publish import Published, deployment, published, routes
+from skate.controlplane.decide.publish import Published, deployment, published
 from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.restart import budget
 from skate.controlplane.decide.rollout import pace_of
@@ -91,7 +92,10 @@ class Simulation:
             self.new_controller()
             self.memory = forgotten(self.memory)
             self.lossless = False
-        self.desired = dataclasses.replace(self.desired, apps=apps)
+        capacity = self.desired.capacity
+        if self.chance.random() < 0.03:
+            capacity = self.chance.choice((None, 0.0, 40.0, 100.0))
+        self.desired = dataclasses.replace(self.desired, apps=apps, capacity=capacity)
         self.change_load()
 
     def change_load(self) -> None:
@@ -111,12 +115,13 @@ class Simulation:
     def target(self, spec: DeploymentSpec, memory: Memory) -> int:
         """How many are wanted: a fixed number, or what the autoscaler said."""
         config = spec.options.autoscaling_config
+        percent = self.desired.capacity
         if config is None:
-            return spec.options.replicas
-        target = memory.deployments[spec.key].target
-        assert config.min_replicas <= target <= config.most, f"{spec.key} scales to {target}"
+            return adjusted(spec.options.replicas, percent)
+        target, bounds = memory.deployments[spec.key].target, bounds_of(config, Capacity(percent))
+        assert bounds.least <= target <= bounds.most, f"{spec.key} scales to {target}"
         total = self.loads[spec.key].total if spec.key in self.loads else 0
-        assert target or not total, f"{spec.key} sleeps while a call waits"
+        assert target or not total or percent == 0, f"{spec.key} sleeps while a call waits"
         return target
 
     def new_controller(self) -> None:
@@ -180,6 +185,7 @@ class Simulation:
             for key in dict.fromkeys((*keys, *desired.wanted, *seen.replicas))
             if observed.replicas.get(key) != seen.replicas.get(key)
             or self.desired.wanted.get(key) != desired.wanted.get(key)
+            or self.desired.capacity != desired.capacity
             or self.wakes.get(key, 1e12) <= self.world.now
             or key in self.touched
             or key in self.heavy
@@ -217,6 +223,31 @@ class Simulation:
             peak = max(target + pace_of(spec.options, target).surge, len(standing))
             assert count <= peak, f"{spec.key} has {count} replicas, {peak} are allowed"
             self.check_budget(spec, revision, begun)
+        for stop in (action for action in plan.actions if isinstance(action, StopReplica)):
+            self.check_stop(stop)
+        self.check_events(plan)
+
+    def check_stop(self, action: StopReplica) -> None:
+        """Who may have requests is stopped with its whole grace, and killed when that is over."""
+        one, now = self.world.replicas.get(action.id), self.world.now
+        remembered = self.remembered(action.id)
+        if one is None or one.heard == "failed" or not (one.ran and (remembered is None or remembered.ran)):
+            return
+        over = remembered is not None and remembered.stop_by is not None and now >= remembered.stop_by
+        assert over or action.grace_s >= one.grace, f"{one.id} gets {action.grace_s} s and was promised {one.grace}"
+        assert not over or one.asked_at is None or now >= one.asked_at + one.grace, f"{one.id} is killed too early"
+
+    def check_events(self, plan: Plan) -> None:
+        """The log tells each change of a number once, as it was."""
+        for key in plan.memory.deployments:
+            before, after = self.memory.deployments.get(key), plan.memory.deployments[key]
+            told = [
+                (one.details["before"], one.details["after"])
+                for one in plan.events
+                if one.kind == "scaled" and f"{one.app}/{one.deployment}" == key
+            ]
+            changed = before is not None and before.version and before.target != after.target
+            assert told == ([(before.target, after.target)] if before is not None and changed else []), (key, told)
 
     def was_leaving(self, id: str) -> bool:
         replica = self.remembered(id)
@@ -235,7 +266,7 @@ class Simulation:
         if not self.lossless or spec.version != BAD or spec.options.autoscaling_config is not None:
             return
         tried = self.world.starts.get((spec.key, revision, spec.version), 0) + begun
-        target = spec.options.replicas
+        target = spec.options.replicas  # the most that was wanted, whatever the capacity is by now
         limit = max(target, budget(spec.options.max_constructor_retry_count, target))
         inherited = sum(one.version == BAD for one in self.world.replicas.values())
         assert tried <= limit + inherited, f"{spec.key} was tried {tried} times, {limit} are allowed"
@@ -249,7 +280,7 @@ class Simulation:
             for key in keys
             if key != PROXIES
         }
-        self.publications.put(news, routes(self.desired))
+        self.publications.put(news, self.desired.routes)
         assert self.publications.state == state, "a change was not published"
         told = self.publications.since(0 if self.chance.random() < 0.1 else self.heard)
         self.heard = self.publications.generation
@@ -328,6 +359,11 @@ class Simulation:
                 shaky = spec.version in (BAD, SHAKY) or spec.config == BAD_CONFIG
                 fine = ("HEALTHY", "DEPLOY_FAILED") if shaky else ("HEALTHY",)
                 assert shown in fine, (key, shown)
+            config = spec.options.autoscaling_config
+            if config is not None and spec.version not in (BAD, SHAKY):
+                total = self.loads[key].total if key in self.loads else 0  # one replica for each call
+                needed = bounds_of(config, Capacity(self.desired.capacity)).clip(int(total))
+                assert self.target(spec, self.memory) == needed, f"{key} rests at {self.memory.deployments[key].target}"
             target = self.state.deployments[key]
             serves = target.replicas or target.unavailable or target.asleep
             assert serves, f"{key} neither serves nor says why not"

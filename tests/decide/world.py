@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -77,7 +78,12 @@ class Process:
     heard_config: str = ""
     telling: str = ""
     refused: str = ""
+    tried: tuple[str, int, str] = ("", 0, "")  # whose start it was
     strikes: int = 0
+    grace: float = 0.0  # what it gives its requests, as the controllers have heard, and
+    telling_grace: float = 0.0  # of what it is being told
+    taken_grace: float | None = None  # taken up and not yet heard
+    asked_at: float | None = None  # first told to stop
 
     def seen(self) -> ReplicaSeen:
         """As the controller of this moment sees it."""
@@ -133,15 +139,23 @@ class World:
             assert action.id not in self.replicas, f"{action.id} is started twice"
             wanted = desired.wanted[action.key]
             spec = wanted.spec
-            self.replicas[action.id] = Process(action.id, spec.key, spec.version, config=spec.config)
+            made = Process(action.id, spec.key, spec.version, config=spec.config)
+            made.grace = spec.options.graceful_shutdown_timeout_s
+            self.replicas[action.id] = made
             tried = (spec.key, wanted.goal.revision, spec.version)
             self.starts[tried] = self.starts.get(tried, 0) + 1
+            self.replicas[action.id].tried = tried
         elif isinstance(action, Reconfigure):
             one = self.replicas[action.id]
             assert one.alive and one.heard == "ready", f"{action.id} is told a configuration and cannot hear it"
-            one.telling = desired.wanted[action.key].spec.config
+            spec = desired.wanted[action.key].spec
+            one.telling, one.telling_grace = spec.config, spec.options.graceful_shutdown_timeout_s
         elif isinstance(action, StopReplica):
-            self._stop(self.replicas[action.id], action.grace_s)
+            one = self.replicas[action.id]
+            if one.heard not in ("failed", "ready") and one.tried in self.starts:
+                self.starts[one.tried] -= 1  # fewer are wanted: that one is not given the time to fail
+            one.asked_at = self.now if one.asked_at is None else one.asked_at
+            self._stop(one, action.grace_s)
         elif isinstance(action, StartProxy):
             assert action.id not in self.proxies, f"proxy {action.id} is started twice"
             self.proxies[action.id] = Process(action.id)
@@ -180,6 +194,7 @@ class World:
                 one.strikes += 1
             if one.heard == one.phase or self.calm or chance.random() < 0.7:
                 one.heard_config = one.config
+                one.grace, one.taken_grace = one.grace if one.taken_grace is None else one.taken_grace, None
             if one.heard != one.phase and (self.calm or chance.random() < 0.7):
                 one.heard = one.phase
 
@@ -190,6 +205,7 @@ class World:
             one.refused, one.config, one.heard_config = one.telling, UNSURE_CONFIG, UNSURE_CONFIG
         elif drawn < 0.6 or self.calm:
             one.config = one.heard_config = one.telling
+            one.grace, one.taken_grace = one.telling_grace, None
             one.refused = ""
         one.telling = ""
 
@@ -236,9 +252,8 @@ def random_goal(chance: random.Random, name: str, before: Goal | None, now: floa
             part,
             chance.choice(versions),
             chance.randint(1, 5),
-            config=chance.choice(["c1", "c2"] if calm else ["c1", "c2", BAD_CONFIG]),
             max_surge_percent=chance.choice((0, 50)),
-            graceful_shutdown_timeout_s=chance.choice((0.0, 2.0, 20.0)),
+            **random_config(chance, ["c1", "c2"] if calm else ["c1", "c2", BAD_CONFIG]),
             **random_scaling(chance),
         )
         for part in ("A", "B")[: chance.randint(1, 2)]
@@ -248,7 +263,14 @@ def random_goal(chance: random.Random, name: str, before: Goal | None, now: floa
     return goal(name, *deployments, revision=int(now * 1000), at=now)
 
 
-def random_scaling(chance: random.Random) -> dict[str, object]:
+def random_config(chance: random.Random, names: list[str]) -> dict[str, Any]:
+    """What a running replica takes up: the grace is part of it."""
+    name, grace_s = chance.choice(names), chance.choice((0.0, 2.0, 20.0))
+    config = name if name == BAD_CONFIG else f"{name}, grace {grace_s:g} s"
+    return {"config": config, "graceful_shutdown_timeout_s": 20.0 if name == BAD_CONFIG else grace_s}
+
+
+def random_scaling(chance: random.Random) -> dict[str, Any]:
     """Now and then the number follows the load."""
     if chance.random() < 0.6:
         return {}

@@ -20,14 +20,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
+from skate.core.clock import SystemClock
 from skate.core.specs import Source
 
 MODULES_MAX = 1000  # of one application; beyond that the texts are not kept
 BYTES_MAX = 8 * 1024 * 1024  # of all texts together, before compression
 _FILES_MAX = 4096  # of which the imports are remembered
 
+_BORN = SystemClock().wall()  # of this process or of what it was forked from: before user code was preloaded
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -171,6 +173,45 @@ def _read(path: str) -> bytes | None:
 
 
 # -- running them -----------------------------------------------------------------------------------
+
+
+def imported() -> dict[str, str]:
+    """The files of the user's own modules that are imported in this process, by the module's name."""
+    return {
+        name: file
+        for name, module in list(sys.modules.items())
+        if name != "__main__"
+        and isinstance(file := getattr(module, "__file__", None), str)
+        and file.endswith(".py")
+        and not file.startswith(_installed())
+    }
+
+
+def forget(modules: Iterable[str]) -> None:
+    """Whoever imports these modules from now on gets them anew."""
+    for name in modules:
+        parent, _, last = name.rpartition(".")
+        if parent in sys.modules and getattr(sys.modules[parent], last, None) is sys.modules[name]:
+            delattr(sys.modules[parent], last)
+        del sys.modules[name]
+
+
+def renew(sources: Mapping[str, Source] = MappingProxyType({})) -> None:
+    """Forgets the user's own modules that were imported before this process was forked, all of them, if the file of one
+    was edited since, or one is another text than in ``sources``. What is unchanged stays: it is shared memory."""
+    own = imported()
+    if any(_is_edited(file) for file in own.values()) or any(
+        name in own and _read(own[name]) != text_of(source) for name, source in sources.items()
+    ):
+        forget(own)
+
+
+def _is_edited(file: str) -> bool:
+    try:
+        seen = os.stat(file)
+    except OSError:
+        return True
+    return max(seen.st_mtime, seen.st_ctime) >= _BORN
 
 
 def install(sources: Mapping[str, Source]) -> None:

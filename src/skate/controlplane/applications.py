@@ -67,13 +67,19 @@ class Applications:
             orders.append(
                 Order(app, self._orders, at, request.by, config.logging_config, request.sys_path, request.cwd)
             )
-        state.records.must_write([Row("order", order.config.name, order) for order in orders], (), at)
+        going = [replace(state.goals[name], deleting=True) for name in leaving if name in state.goals]
+        rows = [Row("order", order.config.name, order) for order in orders]
+        rows += [Row("goal", goal.spec.name, goal) for goal in going] + [Row("order", name) for name in leaving]
+        state.records.must_write(
+            [*rows, state.rest_row(config.target_capacity)], [_deleted(goal) for goal in going], at
+        )
         for order in orders:
             state.set_order(order)
         for name in leaving:
-            self.delete(DeleteRequest(name))
-        if config.target_capacity is not None or state.capacity is not None:
-            state.set_capacity(config.target_capacity)
+            state.drop_order(name)
+        for goal in going:
+            state.set_goal(goal)
+        state.set_capacity(config.target_capacity)
         return {order.config.name: order.number for order in orders}
 
     def pruned(self, request: ApplyRequest) -> list[str]:
@@ -82,7 +88,7 @@ class Applications:
             return []
         named, goals = {app.name for app in request.config.applications}, self._state.goals
         declared = [name for name, goal in goals.items() if goal.source is not None and not goal.deleting]
-        ordered = [name for name in self._state.orders if name not in goals]
+        ordered = [name for name in self._state.orders if name not in goals or goals[name].deleting]
         return [name for name in (*declared, *ordered) if name not in named]
 
     def built(self, order: Order, app: AppSpec) -> None:
@@ -131,12 +137,15 @@ class Applications:
             raise NotFoundError(f"there is no application {name!r} to delete; there are: {known}")
         if goal is not None and request.revision not in (None, goal.revision):
             return None
-        state.drop_order(name)
+        before = goal
         if goal is not None and not goal.deleting:
             goal = replace(goal, deleting=True)
-            said = Happening(name, "", "deleted", f"revision {goal.revision} shall go")
-            state.records.must_write([Row("goal", name, goal)], [said], state.clock.wall())
-            state.set_goal(goal)
+        news = [goal] if goal is not None and goal is not before else []
+        rows = [Row("order", name), *(Row("goal", name, one) for one in news)]
+        state.records.must_write(rows, [_deleted(one) for one in news], state.clock.wall())
+        state.drop_order(name)
+        for one in news:
+            state.set_goal(one)
         return goal
 
     def rollback(self, request: RollbackRequest) -> int:
@@ -239,3 +248,7 @@ class Applications:
         count = len(state.goals.keys() | state.orders.keys() | wishes.keys())
         if count > APPS_MAX:
             raise OptionError(f"{count} applications are too many: an instance runs at most {APPS_MAX}")
+
+
+def _deleted(goal: Goal) -> Happening:
+    return Happening(goal.spec.name, "", "deleted", f"revision {goal.revision} shall go")

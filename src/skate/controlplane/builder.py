@@ -15,6 +15,7 @@ import threading
 import msgspec
 
 from skate.authoring.overrides import build_app
+from skate.authoring.sources import renew
 from skate.authoring.traces import told
 from skate.core.config import BuildRequest, BuildResult
 from skate.core.errors import SkateError
@@ -30,6 +31,8 @@ logger = logging.getLogger("skate.builder")
 def built(request: BuildRequest, inline: bool = False) -> BuildResult:
     """The application, or what is wrong with it; never raises. ``inline``: the process belongs to others, too."""
     try:
+        if not inline:
+            renew()
         spec = build_app(request.app, request.sys_path, request.cwd, request.logging_config, settle=not inline)
         return BuildResult(request.id, spec)
     except BaseException as error:  # SystemExit, too

@@ -36,7 +36,8 @@ from skate.dataplane.transport.exchange import Exchange, Session
 from skate.dataplane.wire.head import CONTROL
 from skate.observe.metrics import prometheus_text
 
-STATUS_PERIOD_S = 0.05  # between two statuses of one watcher
+STATUS_PERIOD_S = 0.05  # between two statuses of one watcher, at least,
+STATUS_PAUSE = 20.0  # and so many times as long as one takes to make
 EVENTS_LIMIT = 10_000  # of one answer
 
 T = TypeVar("T")
@@ -198,8 +199,11 @@ class ControlCalls:
         seen = -1
         while not exchange.ended:
             seen = await self._state.statuses.beyond(seen)
-            await exchange.send(_encode(self.status()))
-            await self._state.clock.sleep(STATUS_PERIOD_S)
+            began = self._state.clock.now()
+            status = _encode(self.status())
+            pause_s = max(STATUS_PERIOD_S, STATUS_PAUSE * (self._state.clock.now() - began))
+            await exchange.send(status)
+            await self._state.clock.sleep(pause_s)
 
     async def _snapshots(self, exchange: Exchange) -> None:
         publications = self._state.publications

@@ -20,7 +20,7 @@ from skate.controlplane.broadcast import Tasks
 from skate.controlplane.builds import Builds
 from skate.controlplane.calls import ControlCalls
 from skate.controlplane.decide.load import Load
-from skate.controlplane.decide.publish import address_of, deployment, routes
+from skate.controlplane.decide.publish import address_of, deployment
 from skate.controlplane.decide.values import PROXIES, Action, Loaded, Plan, Reconfigure
 from skate.controlplane.decide.whole import decide, every_key
 from skate.controlplane.policies import Place
@@ -269,7 +269,7 @@ class Controller:
         records.put(*(Row("deployment", key, memory.deployments.get(key)) for key in plan.changed))
         rest = (memory.next_ordinal, memory.proxies, memory.ended_calls, memory.ending)
         if rest != (before.next_ordinal, before.proxies, before.ended_calls, before.ending):
-            records.put(state.rest_row())
+            records.put(state.rest_row(state.capacity))
         for name in plan.gone:
             state.drop_goal(name)
         records.happened(plan.events, self._clock.wall())
@@ -285,7 +285,7 @@ class Controller:
             for key in keys
             if key != PROXIES
         }
-        state.publications.put(news, routes(state.desired))
+        state.publications.put(news, state.desired.routes)
 
     def _for_engine(self, action: Action) -> EngineAction | None:
         """The engine's form of an action, with the goal as it is at the moment of the decision."""

@@ -8,6 +8,7 @@ question under way; a thread that hangs is left to itself, and its deployment is
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ import msgspec
 
 from skate.authoring.code import resolve_within
 from skate.authoring.policy import made
+from skate.authoring.sources import forget, imported
 from skate.controlplane.decide.policy import Answer, AutoscalingContext, checked
 from skate.controlplane.decide.restart import clipped
 from skate.core.clock import Clock
@@ -30,7 +32,8 @@ MEMORY_MAX = 64 * 1024  # bytes of a policy's memory, which is stored with every
 THREADS_MAX = 64  # questions under way, those that hang included
 
 _importing = threading.Lock()
-_stamps: dict[str, tuple[int, int]] = {}  # of the files of modules that policies were imported from
+_Stamp = tuple[tuple[str, ...], tuple[int, int]]  # where a module was looked for, and what its file was
+_stamps: dict[str, _Stamp] = {}  # of the modules that policies were imported from
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -151,11 +154,16 @@ def _load(policy: AutoscalingPolicy, place: Place) -> Callable[[Any, Any], Any]:
     """The policy, from its file as it is now."""
     path = policy.policy_function
     name = path.partition(":")[0] if ":" in path else path.rpartition(".")[0]
+    folders = (*place.sys_path, *([place.cwd] if place.cwd is not None else []))
     with _importing:
-        if name in _stamps and _stamps[name] != _stamp(name):
+        others = {folder for known, _ in _stamps.values() for folder in known if folder not in folders}
+        elsewhere = tuple(folder.rstrip(os.sep) + os.sep for folder in others)
+        forget(module for module, file in imported().items() if file.startswith(elsewhere))  # of the same names, maybe
+        if name in _stamps and _stamps[name] != (folders, _stamp(name)):
             sys.modules.pop(name, None)
-        found = resolve_within(path, [*place.sys_path, *([place.cwd] if place.cwd is not None else [])])
-        _stamps[name] = _stamp(name)
+            importlib.invalidate_caches()
+        found = resolve_within(path, folders)
+        _stamps[name] = (folders, _stamp(name))
     return made(found, policy.policy_kwargs)
 
 

@@ -8,6 +8,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 
+from skate.controlplane.decide.restart import clipped
 from skate.controlplane.decide.values import Happening
 from skate.controlplane.store import Row, Store
 from skate.core.errors import StoreError
@@ -16,6 +17,7 @@ from skate.core.specs import Event
 logger = logging.getLogger("skate.controller")
 
 UNWRITTEN_EVENTS_MAX = 1000
+MESSAGE_MAX = 2000  # characters of one event's message: a crash loop writes thousands of them
 FAILURES = (OSError, sqlite3.Error)
 
 
@@ -47,7 +49,7 @@ class Records:
         for one in events:
             self._last_event += 1
             self._events.append(
-                Event(self._last_event, at, one.app, one.deployment, one.kind, one.message, one.details)
+                Event(self._last_event, at, one.app, one.deployment, one.kind, _short(one.message), one.details)
             )
         del self._events[:-UNWRITTEN_EVENTS_MAX]
 
@@ -98,3 +100,7 @@ class Records:
         unwritten = [one for one in self._events if one.id > after and app in (None, one.app)]
         found = [*self.store.events(after, app, limit), *unwritten]
         return found[max(0, len(found) - limit) :]
+
+
+def _short(message: str) -> str:
+    return clipped(message, MESSAGE_MAX)

@@ -126,8 +126,10 @@ class Sightings:
         """The engine was told to forget this dead process: what it said is void for the next one of that id."""
         if process_id.startswith(PROXY_PREFIX):
             slot = process_id.removeprefix(PROXY_PREFIX)
-            for known in (self._proxies, self._proxy_reports, self._proxies_not_started):
-                known.pop(slot, None)
+            process, said = self._proxies.pop(slot, None), self._proxy_reports.get(slot)
+            if said is not None and process is not None and said.pid == process.pid:  # else its successor said it
+                del self._proxy_reports[slot]
+            self._proxies_not_started.pop(slot, None)
             self._proxy_changed(slot)
         elif self._replicas.pop(process_id, None) is not None:
             self._changed(process_id)

@@ -91,7 +91,7 @@ class State:
         if capacity != self.capacity:
             self.rising = None not in (capacity, self.capacity) and (capacity or 0.0) > (self.capacity or 0.0)
             self.capacity = capacity
-            self.records.put(self.rest_row())
+            self.records.put(self.rest_row(capacity))
             self.desired = self._desired()
             self.dirty = None
             self.changed.set()
@@ -100,7 +100,7 @@ class State:
         """The instance shall end."""
         if not self.memory.ending:
             self.memory = replace(self.memory, ending=True)
-            self.records.put(self.rest_row())
+            self.records.put(self.rest_row(self.capacity))
             self.dirty = None
             self.changed.set()
 
@@ -109,9 +109,9 @@ class State:
         self.statuses.bump()
         self.changed.set()  # what is pending is written
 
-    def rest_row(self) -> Row:
+    def rest_row(self, capacity: float | None) -> Row:
         """What is stored of no deployment in particular."""
-        return Row("rest", REST, Rest(replace(self.memory, deployments={}), self.capacity, self.rising))
+        return Row("rest", REST, Rest(replace(self.memory, deployments={}), capacity, self.rising))
 
     def counts(self) -> Counts:
         """The counts of calls of the whole instance."""

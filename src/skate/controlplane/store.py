@@ -139,10 +139,12 @@ class MemoryStore:
                 self.rows[row.kind, row.name] = (data, _digest(row.kind, row.name, data))
         self._events.extend(events)
         del self._events[:-EVENTS_MAX]
-        for app in {row.name.partition("/")[0] for row in rows if row.kind == "revision"}:
-            names = sorted(name for kind, name in self.rows if kind == "revision" and name.startswith(f"{app}/"))
-            for name in names[:-REVISIONS_MAX]:
-                del self.rows["revision", name]
+        for row in rows:
+            if (most := _revisions_kept(row)) is not None:
+                app = row.name.partition("/")[0]
+                names = sorted(name for kind, name in self.rows if kind == "revision" and name.startswith(f"{app}/"))
+                for name in names[:-most]:
+                    del self.rows["revision", name]
 
     def revisions(self, app: str) -> list[Goal]:
         found = sorted(
@@ -178,7 +180,7 @@ class SqliteStore:
         there = os.path.exists(self.path)
         try:
             self._db = self._open(there)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter out of SQLite's own message about it
             if _momentary(error):
                 raise
             self._begin_anew()
@@ -186,13 +188,14 @@ class SqliteStore:
     def _open(self, there: bool = False) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
+        db.text_factory = lambda text: text.decode(errors="replace")  # a damaged name is one that no digest fits
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
             tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             if there and "rows" not in tables:
                 self._damaged = (f"file {self.path} (it has nothing in it)",)
-            elif there and (found := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+            elif there and (found := db.execute("PRAGMA integrity_check(1)").fetchone()) != ("ok",):
                 raise sqlite3.DatabaseError(f"torn: {found}")
             for table in (ROWS, EVENTS):
                 db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
@@ -227,7 +230,7 @@ class SqliteStore:
         query = "SELECT kind, name, data, digest FROM rows WHERE kind != 'revision' ORDER BY rowid"
         try:
             found = self._db.execute(query).fetchall()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if _momentary(error):
                 raise
             self._db.close()
@@ -267,16 +270,16 @@ class SqliteStore:
     def _write_row(self, row: Row) -> None:
         if row.value is None:
             self._db.execute("DELETE FROM rows WHERE kind = ? AND name = ?", (row.kind, row.name))
-            return
-        data = _encode(row.value)
-        values = (row.kind, row.name, data, _digest(row.kind, row.name, data))
-        self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", values)
-        if row.kind == "revision":
+        else:
+            data = _encode(row.value)
+            values = (row.kind, row.name, data, _digest(row.kind, row.name, data))
+            self._db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", values)
+        if (most := _revisions_kept(row)) is not None:
             app = row.name.partition("/")[0]
             self._db.execute(
                 "DELETE FROM rows WHERE kind = 'revision' AND name IN (SELECT name FROM rows WHERE kind = 'revision'"
                 " AND name BETWEEN ? AND ? ORDER BY name DESC LIMIT -1 OFFSET ?)",
-                (f"{app}/", f"{app}/:", REVISIONS_MAX),
+                (f"{app}/", f"{app}/:", most),
             )
 
     def revisions(self, app: str) -> list[Goal]:
@@ -309,7 +312,14 @@ class SqliteStore:
         self._db.close()
 
 
-def _momentary(error: sqlite3.Error) -> bool:
+def _revisions_kept(row: Row) -> int | None:
+    """How many revisions of its application are kept after this row is written; None: it changes nothing about that."""
+    if row.kind == "revision":
+        return REVISIONS_MAX
+    return 1 if row.kind == "goal" and row.value is None else None  # what is gone goes on counting should it come back
+
+
+def _momentary(error: Exception) -> bool:
     """Whether the same may work later."""
     return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in MOMENTARY
 

@@ -32,17 +32,7 @@ class Published(msgspec.Struct, frozen=True):
 def published(desired: Desired, observed: Observed, memory: Memory, place: str) -> Published:
     """What routers shall know. ``place``: where replicas listen, see ``address_of``."""
     deployments = {key: deployment(key, wanted, observed, memory, place) for key, wanted in desired.wanted.items()}
-    return Published(deployments, routes(desired))
-
-
-def routes(desired: Desired) -> tuple[Route, ...]:
-    """Which path leads to which application."""
-    found = [
-        Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress)
-        for goal in desired.apps.values()
-        if not goal.deleting and goal.spec.route_prefix is not None
-    ]
-    return tuple(sorted(found, key=lambda route: route.prefix))
+    return Published(deployments, desired.routes)
 
 
 def deployment(key: str, wanted: Wanted, observed: Observed, memory: Memory, place: str) -> DeploymentTarget:

@@ -76,7 +76,7 @@ def reconcile(
         tuple(one.id for one in rollout.to_reconfigure(spec, target, staying)),
         memory,
         wake_at,
-        tuple(events(spec, before, memory, endings)),
+        tuple(events(spec, before, memory, endings, wanted.automatic)),
     )
 
 
@@ -166,9 +166,13 @@ def is_failing(spec: DeploymentSpec, memory: DeploymentMemory) -> bool:
 
 
 def events(
-    spec: DeploymentSpec, before: DeploymentMemory | None, after: DeploymentMemory, endings: Sequence[Ending]
+    spec: DeploymentSpec,
+    before: DeploymentMemory | None,
+    after: DeploymentMemory,
+    endings: Sequence[Ending],
+    automatic: bool,
 ) -> Iterator[Happening]:
-    """What happened to this deployment between two looks."""
+    """What happened to this deployment between two looks. ``automatic``: the autoscaler tells of its numbers itself."""
     for ending in endings:
         kind = "replica_died" if ending.ran else "start_failed"
         yield Happening(spec.app, spec.name, kind, ending.error, {"replica": ending.id})
@@ -176,7 +180,7 @@ def events(
         yield Happening(spec.app, spec.name, "updating", f"{after.target} replicas of version {after.version[:8]}")
     elif before.config != after.config:
         yield Happening(spec.app, spec.name, "reconfiguring", f"configuration {after.config[:8]}, in place")
-    if before is not None and before.version and before.target != after.target and not after.automatic:
+    if before is not None and before.version and before.target != after.target and not automatic:
         details = {"before": before.target, "after": after.target}
         text = f"from {before.target} to {after.target} replicas, as wanted"
         yield Happening(spec.app, spec.name, "scaled", text, details)

@@ -61,11 +61,11 @@ def budget(retries_max: int, target: int) -> int:
     return max(1, min(retries_max, TRIES_PER_REPLICA * max(1, target)))
 
 
-def clipped(text: str) -> str:
+def clipped(text: str, most: int = ERROR_MAX) -> str:
     """A text short enough to keep: the beginning and, because that is where a traceback says it, the end."""
-    if len(text) <= ERROR_MAX:
+    if len(text) <= most:
         return text
-    return text[: ERROR_MAX // 4] + "\n[...]\n" + text[-(ERROR_MAX * 3) // 4 :]
+    return text[: most // 4] + "\n[...]\n" + text[-(most * 3) // 4 :]
 
 
 def is_loop(failures: Failures, width: int) -> bool:

@@ -7,16 +7,20 @@ one of an unknown version, so it serves until the wanted version can take over.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from msgspec.structs import replace
 
 from skate.controlplane.decide.reconcile import Ending
 from skate.controlplane.decide.rollout import Stage, Standing
 from skate.controlplane.decide.values import (
+    RECOVERY_KNOWN_S,
+    RECOVERY_S,
     STRIKES_MAX,
     Action,
     Forget,
     Group,
+    Memory,
     Observed,
     ReplicaMemory,
     ReplicaSeen,
@@ -44,12 +48,18 @@ class Survey:
         return min((one.stop_by for one in self.replicas.values() if one.stop_by is not None), default=None)
 
 
-def is_complete(observed: Observed, now: float, recovery_s: float) -> bool:
-    """Whether every replica found alive at the start has reported, or has had the time to."""
-    if not observed.found or now >= observed.started_at + recovery_s:
-        return True
-    seen = (observed.replicas.get(key_of(id), {}).get(id) for id in observed.found)
-    return all(one is None or one.reported or not one.alive for one in seen)
+def complete_at(observed: Observed, memory: Memory) -> float:
+    """When every replica found alive at the start has reported, or has had the time to: whoever is remembered can be
+    done without, as it is known from before."""
+    at = -inf
+    for id in observed.found:
+        key = key_of(id)
+        seen = observed.replicas.get(key, {}).get(id)
+        if seen is not None and seen.alive and not seen.reported:
+            known = memory.deployments.get(key)
+            is_known = known is not None and id in known.replicas
+            at = max(at, observed.started_at + (RECOVERY_KNOWN_S if is_known else RECOVERY_S))
+    return at
 
 
 def key_of(id: str) -> str:

@@ -17,9 +17,12 @@ from skate.controlplane.decide.autoscale import Scaling, ScalingMemory
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.policy import Answer
 from skate.core.config import AppConfig
-from skate.core.specs import AppSpec, Counts, DeploymentSpec, LoopBlocking, ReplicaPhase
+from skate.core.specs import AppSpec, Counts, DeploymentSpec, LoopBlocking, ReplicaPhase, Route
 
-RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them
+RECOVERY_S = 10.0  # how long a new controller waits for living replicas to report before it decides without them,
+RECOVERY_KNOWN_S = (
+    2.0  # and for those that are remembered; who does not speak computes, on its loop or in a constructor
+)
 STRIKES_MAX = 3  # failed health checks in a row, as in Ray Serve; then a replica is replaced
 
 
@@ -83,6 +86,21 @@ class Desired:
             if not goal.deleting
             for spec in goal.spec.deployments
         }
+
+    @cached_property
+    def leaving(self) -> tuple[str, ...]:
+        """The applications that shall go."""
+        return tuple(name for name, goal in self.apps.items() if goal.deleting)
+
+    @cached_property
+    def routes(self) -> tuple[Route, ...]:
+        """Which path leads to which application."""
+        found = [
+            Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress)
+            for goal in self.apps.values()
+            if not goal.deleting and goal.spec.route_prefix is not None
+        ]
+        return tuple(sorted(found, key=lambda route: route.prefix))
 
 
 # -- seen ---------------------------------------------------------------------------------------

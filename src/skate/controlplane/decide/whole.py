@@ -15,10 +15,9 @@ from skate.controlplane.decide.autoscale import Capacity, Scaling, adjusted, aut
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
 from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
-from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, is_complete, ordinal_of, strangers, survey
+from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, complete_at, ordinal_of, strangers, survey
 from skate.controlplane.decide.values import (
     PROXIES,
-    RECOVERY_S,
     Action,
     DeploymentMemory,
     Desired,
@@ -51,8 +50,8 @@ def decide(
 
     ``only``: the keys of deployments that may need something (``PROXIES`` for the proxies); None: all.
     """
-    if not is_complete(observed, now, RECOVERY_S):
-        return Plan((), memory, wakes={PROXIES: observed.started_at + RECOVERY_S}, waiting=True)
+    if now < (at := complete_at(observed, memory)):
+        return Plan((), memory, wakes={PROXIES: at}, waiting=True)
     round = _Round(desired, observed, memory, now, loaded)
     if only is None or PROXIES in only or memory.ending:
         round.take_fleet(plan_proxies(() if memory.ending else desired.proxies, observed, memory.proxies, now))
@@ -145,7 +144,12 @@ class _Round:
         _take_grace(spec, found)
         for id in plan.stops:
             self._stop(id, found.replicas[id].grace_s, found)
-        self.actions.extend(Reconfigure(id, key) for id in plan.reconfigures)
+        for id in plan.reconfigures:  # from now on it may have the new grace, too
+            replica = found.replicas[id]
+            found.replicas[id] = replace(
+                replica, grace_s=max(replica.grace_s, spec.options.graceful_shutdown_timeout_s)
+            )
+            self.actions.append(Reconfigure(id, key))
         scaling = self.scalings.get(key)
         memory = scaling.memory if scaling is not None else None
         return plan.memory if plan.memory.scaling == memory else replace(plan.memory, scaling=memory)
@@ -218,11 +222,11 @@ class _Round:
         )
 
     def _gone(self, deployments: dict[str, DeploymentMemory]) -> tuple[str, ...]:
-        leaving = [goal for goal in self.desired.apps.values() if goal.deleting]
+        leaving = self.desired.leaving
         if not leaving:
             return ()
         occupied = {key.partition("/")[0] for key, one in deployments.items() if one.replicas}
-        return tuple(goal.spec.name for goal in leaving if goal.spec.name not in occupied)
+        return tuple(name for name in leaving if name not in occupied)
 
 
 def _take_grace(spec: DeploymentSpec, found: Survey) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from skate.authoring.code import load, loads
-from skate.authoring.sources import install
+from skate.authoring.sources import install, renew
 from skate.core import context
 from skate.core.clock import within
 from skate.core.context import ReplicaContext
@@ -116,6 +116,8 @@ class Worker:
         try:
             await self.tell("importing")
             apply_environment(self.config)
+            if not self.life.inline:  # there they are others', too
+                renew(self.config.sources)
             install(self.config.sources)
             code = load(self.spec.code)
             args, kwargs = loads(self.spec.init)
