@@ -27,6 +27,7 @@ from soak.watch import unbalanced
 
 THREADS = 32
 POLL_S = 0.25
+AWAY_MAX_S = 5.0  # without an answer of the controller: its next start is delayed by half a second at most
 SETTLE_S = 30.0  # until everything is as wanted after the last deed: a start may be slowed down by ten seconds
 REST_S = 10.0  # until nothing is open after the last client left
 DEEDS_S = 90.0  # for those that are under way at the end
@@ -221,6 +222,8 @@ class Course:
         self.result.faults += judge.shortened(judge.verdict(story))
         for text in sorted(self.hands.strange):
             self.fault(f"a control call raised what is no error of Skate: {text}")
+        if self.result.away_s > AWAY_MAX_S:
+            self.fault(f"for {self.result.away_s:.1f} s nobody said a status")
         if self.hands.skipped:
             self.result.remarks.append(f"skipped for want of a target: {Counter(self.hands.skipped)}")
 

@@ -23,7 +23,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "kill proxy": (3, ""),
     "term proxy": (2, ""),
     "halt proxy": (2, ""),
-    "kill controller": (4, ""),
+    "kill controller": (6, ""),
     "halt controller": (2, ""),
     "kill admin": (1, ""),
     "kill supervisor": (2, "standby"),
