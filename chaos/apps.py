@@ -24,6 +24,15 @@ LOG = "CHAOS_LOG"  # the environment variable that names the file
 WORK_S = 0.002
 RETRIES = 3  # of what is marked
 STARTS_MAX = 2  # failed starts until a broken version is given up
+ELASTIC_WORK_S = 0.1
+SCALING = {
+    "min_replicas": 0,
+    "max_replicas": 4,
+    "target_ongoing_requests": 1,
+    "look_back_period_s": 0.5,
+    "upscale_delay_s": 0.0,
+    "downscale_delay_s": 0.3,
+}
 _log: dict[int, int] = {}  # by process: a forked one opens its own
 
 Answer = list[Any]
@@ -43,7 +52,7 @@ class Want:
     """How an application shall be."""
 
     version: int = 1
-    replicas: int = 2
+    replicas: int = 2  # 0: as many as its load asks for
     factor: int = 0
     broken: bool = False  # its constructor fails
 
@@ -122,6 +131,16 @@ class Fleeting(Page):
     """It is deleted and deployed again."""
 
 
+@serve.deployment(max_ongoing_requests=4)
+class Elastic(Page):
+    """It scales by itself, also to zero."""
+
+    async def do(self, id: str) -> Answer:
+        note(id)
+        await asyncio.sleep(ELASTIC_WORK_S)
+        return self.signed(id)
+
+
 @serve.deployment(max_ongoing_requests=32)
 class Door(Page):
     """Calls another application, which may be gone."""
@@ -183,19 +202,28 @@ FIRST = {
     "single": Want(replicas=1),
     "fleeting": Want(),
     "door": Want(replicas=1),
+    "elastic": Want(replicas=0),
 }
-FLEETING = "fleeting"
+FLEETING, ELASTIC = "fleeting", "elastic"
 
 
 def app_of(name: str, want: Want) -> Any:
     """The application, bound."""
     options = {
-        "num_replicas": want.replicas,
+        **({"num_replicas": want.replicas} if want.replicas else {"autoscaling_config": SCALING}),
         "user_config": {"factor": want.factor},
         "max_constructor_retry_count": STARTS_MAX,
     }
     if name == "shop":
         children = [child.options(**options).bind(want.version) for child in (Left, Right)]
         return Shop.options(**options).bind(want.version, *children, broken=want.broken)
-    page = {"plain": Plain, "again": Again, "single": Single, "fleeting": Fleeting, "door": Door}[name]
+    page = {"plain": Plain, "again": Again, "single": Single, "fleeting": Fleeting, "door": Door, "elastic": Elastic}[
+        name
+    ]
     return page.options(**options).bind(want.version, broken=want.broken)
+
+
+def ordered(args: dict[str, Any]) -> Any:
+    """The same, for a file that names this function."""
+    time.sleep(args["slow_s"])
+    return app_of(args["name"], Want(**args["want"]))

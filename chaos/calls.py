@@ -192,6 +192,16 @@ async def http_to_what_is_deleted(world: World, way: Way, id: str) -> Any:
     return await page(world, way, id, "fleeting")
 
 
+@kind("elastic", workers=5, pause_s=4.0)
+async def http_to_what_scales_by_itself(world: World, way: Way, id: str) -> Any:
+    return await page(world, way, id, "elastic")
+
+
+@kind("elastic", pause_s=4.0)
+async def handle_to_what_scales_by_itself(world: World, way: Way, id: str) -> Any:
+    return await called(world, "elastic", id)
+
+
 @kind("door", workers=2)
 async def http_to_another_application(world: World, way: Way, id: str) -> Any:
     return await page(world, way, id, "door")

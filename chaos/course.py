@@ -27,6 +27,7 @@ from soak.watch import unbalanced
 
 THREADS = 32
 POLL_S = 0.25
+AWAY_MAX_S = 5.0  # without an answer of the controller: its next start is delayed by half a second at most
 SETTLE_S = 30.0  # until everything is as wanted after the last deed: a start may be slowed down by ten seconds
 REST_S = 10.0  # until nothing is open after the last client left
 DEEDS_S = 90.0  # for those that are under way at the end
@@ -57,12 +58,20 @@ class Result:
 class Course:
     """See the module. The instance runs already."""
 
-    def __init__(self, result: Result, place: Place, log: Path, todo: list[Deed], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        result: Result,
+        place: Place,
+        log: Path,
+        session: int,
+        todo: list[Deed],
+        say: Callable[[str], None],
+    ) -> None:
         self.result = result
         self.log = log
         self.todo = todo
         self.say = say
-        self.hands = Hands(place, result.story, apps.FIRST)
+        self.hands = Hands(place, result.story, apps.FIRST, session)
         self.lies = judge.Lies()
         self.proxies: list[int] = []
         self.over = False
@@ -194,6 +203,8 @@ class Course:
         seen: dict[str, list[Any]] = {}
         for name, app in status.applications.items():
             for deployment in app.deployments.values():
+                if name == apps.ELASTIC:
+                    continue  # asking would change it; the versions of its answers are judged
                 handle = serve.get_deployment_handle(deployment.name, name).options(timeout_s=judge.DEADLINE_S)
                 ready = {replica.id for replica in deployment.replicas if replica.phase == "ready"}
                 told = seen.setdefault(f"{name}/{deployment.name}", [])
@@ -211,6 +222,8 @@ class Course:
         self.result.faults += judge.shortened(judge.verdict(story))
         for text in sorted(self.hands.strange):
             self.fault(f"a control call raised what is no error of Skate: {text}")
+        if self.result.away_s > AWAY_MAX_S:
+            self.fault(f"for {self.result.away_s:.1f} s nobody said a status")
         if self.hands.skipped:
             self.result.remarks.append(f"skipped for want of a target: {Counter(self.hands.skipped)}")
 

@@ -8,25 +8,27 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
+from dataclasses import asdict, replace
 from time import monotonic
 from typing import Any
 
 from chaos import apps, judge
-from chaos.apps import FLEETING, Want
+from chaos.apps import ELASTIC, FLEETING, Want
 from chaos.judge import Done, Story
 from chaos.place import Place
 from chaos.schedule import FULL_S, HALT_S, Deed
 from skate import serve
 from skate.controlplane import instance as instances
 from skate.controlplane.client import ControllerClient
+from skate.core.config import AppConfig, ApplyRequest, ServeConfig
 from skate.core.errors import DeployError, NotFoundError, SkateError
 from skate.engine import runtime_dir
+from soak.watch import processes_of
 
 AGAIN_S = 20.0  # for what the death of a controller interrupts: until it must have worked
 PAUSE_S = 0.05  # between tries
 CONTROL_S = 10.0  # for one control call
-WINDOW_S, CONTROLLERS_MAX = 30.0, 6  # deaths of controllers in that time: after ten the instance ends, rightly
+BUILD_S = 0.4  # that a build takes whose process shall be killed
 CALM_S, KILLS_MAX = 60.0, 4  # so many deaths of one replica's width in that time: else starts are slowed down, rightly
 REPLICAS = (1, 5)  # to scale between
 
@@ -38,8 +40,9 @@ class Failed(Exception):
 class Hands:
     """Does one deed after the other, several at once."""
 
-    def __init__(self, place: Place, story: Story, seed_wants: dict[str, Want]) -> None:
+    def __init__(self, place: Place, story: Story, seed_wants: dict[str, Want], session: int) -> None:
         self.place = place
+        self.session = session
         self.story = story
         self.wants = dict(seed_wants)
         self.kills: list[tuple[float, str]] = []
@@ -111,7 +114,8 @@ class Hands:
     def exhausted(self) -> set[str]:
         """Deployments that lost so many replicas lately that their starts would be slowed down."""
         recent = [key for at, key in self.kills if at > monotonic() - CALM_S]
-        return {key for key in recent if recent.count(key) >= KILLS_MAX * self.wants[key.partition("/")[0]].replicas}
+        width = {key: max(1, self.wants[key.partition("/")[0]].replicas) for key in recent}
+        return {key for key in recent if recent.count(key) >= KILLS_MAX * width[key]}
 
     async def hit_proxy(self, deed: Deed, how: str) -> None:
         proxies = {id: one.pid for id, one in (await self.status()).proxies.items() if one.status == "HEALTHY"}
@@ -122,13 +126,14 @@ class Hands:
         await self.hit(how, "proxy", id, proxies[id], deed)
 
     async def hit_controller(self, deed: Deed, how: str) -> None:
-        now = monotonic()
-        killed = [one for one in self.story.done if (one.how, one.role) == ("kill", "controller")]
-        lately = [one for one in killed if one.began > now - WINDOW_S]
-        if how == "kill" and len(lately) >= CONTROLLERS_MAX:
+        await self.hit(how, "controller", "controller", (await self.status()).controller_pid, deed)
+
+    async def hit_admin(self, deed: Deed, how: str) -> None:
+        admin = (await self.status()).admin
+        if admin is None or admin.status != "HEALTHY":
             self.skipped.append(deed.kind)
             return
-        await self.hit(how, "controller", "controller", (await self.status()).controller_pid, deed)
+        await self.hit(how, "admin", "admin", admin.pid, deed)
 
     async def hit_supervisor(self, deed: Deed, how: str) -> None:
         """Only while its standby lives: without one its death is the end, rightly."""
@@ -246,9 +251,49 @@ class Hands:
             await self.settled(name)
             self.write("running", name, f"{want.version}", began)
 
+    async def apply(self, deed: Deed) -> None:
+        await self.ordered(deed, kills=False)
+
+    async def apply_and_kill(self, deed: Deed) -> None:
+        await self.ordered(deed, kills=True)
+
+    async def ordered(self, deed: Deed, kills: bool) -> None:
+        """Another version by way of a file. The process that imports it may be killed; it is ordered again then."""
+        name = self.chosen(deed)
+        async with self.locks[name]:
+            began, want = monotonic(), replace(self.wants[name], version=self.next_version())
+            self.wants[name] = want
+            self.write("deploy", name, f"{want.version}", began)
+            args = {"name": name, "want": asdict(want), "slow_s": BUILD_S if kills else 0.0}
+            config = AppConfig(name, "chaos.apps:ordered", f"/{name}", args)
+            request = ApplyRequest(ServeConfig((config,)), (os.getcwd(),))
+            await self.control(lambda client: client.apply(request))
+            if kills:
+                await self.kill_builder(name)
+            end = monotonic() + AGAIN_S
+            while left := judge.unsettled_app(status := await self.status(), name, want, {}):
+                message = status.applications[name].message
+                if monotonic() > end:
+                    raise Failed(f"not within {AGAIN_S:g} s: {'; '.join(left)}")
+                if any(words in message for words in ("imported the application was killed", "cannot be stored")):
+                    await self.control(lambda client: client.apply(request))
+                await asyncio.sleep(PAUSE_S)
+            await self.learn_revisions(name, want)
+            self.write("running", name, f"{want.version}", began)
+
+    async def kill_builder(self, name: str) -> None:
+        end = monotonic() + BUILD_S
+        while monotonic() < end:
+            for pid, title in processes_of(self.session).items():
+                if title == f"skate: building {name}":
+                    os.kill(pid, signal.SIGKILL)
+                    return
+            await asyncio.sleep(PAUSE_S)
+        self.skipped.append("kill the builder")
+
     async def deploy_broken(self, deed: Deed) -> None:
         """It must be refused, with the reason, and the one before must be wanted again."""
-        name = self.chosen(deed)
+        name = deed.one_of([name for name in self.wants if name not in (FLEETING, ELASTIC)])  # the latter may have none
         async with self.locks[name]:
             before = self.wants[name]
             try:
@@ -322,6 +367,7 @@ DEEDS: dict[str, Act] = {
     "halt proxy": _hitting(Hands.hit_proxy, "halt"),
     "kill controller": _hitting(Hands.hit_controller, "kill"),
     "halt controller": _hitting(Hands.hit_controller, "halt"),
+    "kill admin": _hitting(Hands.hit_admin, "kill"),
     "kill supervisor": _hitting(Hands.hit_supervisor, "kill"),
     "halt supervisor": _hitting(Hands.hit_supervisor, "halt"),
     "kill standby": _hitting(Hands.hit_standby, "kill"),
@@ -330,6 +376,8 @@ DEEDS: dict[str, Act] = {
     "deploy the same": Hands.deploy_the_same,
     "deploy another version": Hands.deploy_another,
     "deploy a broken version": Hands.deploy_broken,
+    "apply a file": Hands.apply,
+    "apply a file and kill its builder": Hands.apply_and_kill,
     "reconfigure": Hands.reconfigure,
     "scale": Hands.scale,
     "roll back": Hands.roll_back,

@@ -220,6 +220,8 @@ def unsettled(status: Any, wants: Mapping[str, Any], seen: Mapping[str, Sequence
     found = [text for name, want in wants.items() for text in unsettled_app(status, name, want, seen)]
     found += [f"{name} is there and not wanted" for name in status.applications if name not in wants]
     found += [f"proxy {id} is {proxy.status}" for id, proxy in status.proxies.items() if proxy.status != "HEALTHY"]
+    if status.admin is not None and status.admin.status != "HEALTHY":
+        found.append(f"the REST API is {status.admin.status}: {status.admin.message[:TEXT_MAX]}")
     return found
 
 
@@ -232,7 +234,7 @@ def unsettled_app(status: Any, name: str, want: Any, seen: Mapping[str, Sequence
     for deployment in app.deployments.values():
         key = f"{name}/{deployment.name}"
         ready = {replica.id for replica in deployment.replicas if replica.phase == "ready"}
-        if len(ready) != want.replicas:
+        if want.replicas and len(ready) != want.replicas:
             found.append(f"{key} has {len(ready)} replicas ready, {want.replicas} are wanted")
         told = seen.get(key, ())
         if key in seen and (silent := ready - {answer[1] for answer in told}):

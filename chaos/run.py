@@ -119,11 +119,13 @@ def chaos(
     with tempfile.TemporaryDirectory(prefix="skc-log-") as log:
         os.environ[LOG] = str(Path(log) / "executed")
         try:
-            serve.start(http_options={"port": 0}, proxies=PROXIES, preload=("fastapi", "chaos.apps"))
+            serve.start(
+                http_options={"port": 0}, admin_options={"port": 0}, proxies=PROXIES, preload=("fastapi", "chaos.apps")
+            )
             session = course.session_of(serve.status())
             try:
                 todo = course.todo(seed, seconds, place, only or [])
-                asyncio.run(Course(result, place, Path(os.environ[LOG]), todo, say).run())
+                asyncio.run(Course(result, place, Path(os.environ[LOG]), session, todo, say).run())
             finally:
                 serve.shutdown()
             result.faults += [f"left behind: {one}" for one in leftovers(place.folder, session, shared_before)]
