@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from skate.controlplane.client import DeleteRequest, RollbackRequest, ScaleRequest
 from skate.controlplane.decide.changes import changes
 from skate.controlplane.decide.reconcile import gave_up
+from skate.controlplane.decide.retire import retiring
 from skate.controlplane.decide.values import Goal, Happening, Order
 from skate.controlplane.state import State
 from skate.controlplane.store import Row, revision_row
@@ -45,7 +46,15 @@ class Applications:
             goal = replace(before, deployed_at=at, by=by, source=source)  # nothing is different: no new revision
             state.records.must_write([Row("goal", app.name, goal), Row("order", app.name)], (), at)
         else:
-            goal = Goal(app, self._next_revision(app.name), at, cause=cause, by=by, source=source)
+            goal = Goal(
+                app,
+                self._next_revision(app.name),
+                at,
+                cause=cause,
+                by=by,
+                source=source,
+                retiring=retiring(before, app, state.memory),
+            )
             text = f"revision {goal.revision}, {cause}" + (f" by {by}" if by else "")
             said = Happening(app.name, "", "deployed", text, {"revision": goal.revision})
             rows = [Row("goal", app.name, goal), Row("order", app.name), revision_row(goal)]

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.restart import last_line
+from skate.controlplane.decide.retire import ingress
 from skate.controlplane.decide.status import Living, current, living_replicas
 from skate.controlplane.decide.survey import is_ready
 from skate.controlplane.decide.values import DeploymentMemory, Desired, Memory, Observed, Wanted
@@ -38,7 +39,7 @@ def published(desired: Desired, observed: Observed, memory: Memory, place: str) 
 def routes(desired: Desired) -> tuple[Route, ...]:
     """Which path leads to which application."""
     found = [
-        Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress)
+        Route(goal.spec.route_prefix, goal.spec.name, ingress(goal))
         for goal in desired.apps.values()
         if not goal.deleting and goal.spec.route_prefix is not None
     ]

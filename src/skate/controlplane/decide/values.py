@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from skate.controlplane.decide.autoscale import Scaling, ScalingMemory
 from skate.controlplane.decide.load import Load
@@ -30,6 +31,8 @@ class Goal(msgspec.Struct, frozen=True):
     """One application as wanted. ``revision`` grows with every deploy; ``deleting``: it shall go.
 
     ``source``: the configuration that it was built from, None when a script deployed it. ``by``: who asked, in words.
+    ``retiring``: of former revisions, oldest first, the deployments that this one does not have; they serve until it is
+    there (see ``retire``). ``replaced``: it is, and answers; what the former ones have in hand may end.
     """
 
     spec: AppSpec
@@ -39,6 +42,13 @@ class Goal(msgspec.Struct, frozen=True):
     cause: str = "deploy"
     by: str = ""
     source: AppConfig | None = None
+    retiring: tuple[AppSpec, ...] = ()
+    replaced: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all deployments that belong to it."""
+        return tuple(spec.key for app in (*self.retiring, self.spec) for spec in app.deployments)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -78,10 +88,11 @@ class Desired:
     def wanted(self) -> dict[str, Wanted]:
         """The deployments that shall run, by key."""
         return {
-            spec.key: Wanted(spec, goal)
+            spec.key: Wanted(spec, goal if app is goal.spec else replace(goal, spec=app))
             for goal in self.apps.values()
             if not goal.deleting
-            for spec in goal.spec.deployments
+            for app in (goal.spec, *goal.retiring)
+            for spec in app.deployments
         }
 
 
