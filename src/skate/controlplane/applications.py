@@ -149,15 +149,20 @@ class Applications:
         return goal
 
     def rollback(self, request: RollbackRequest) -> int:
-        """Wants a former revision again; the number that it has now."""
+        """Wants a former revision again; the number that it has now.
+
+        Without a number: the last one that worked and differs from what was asked for last.
+        """
         self.refuse_if_ending()
         goal = self._goal(request.app)
         kept = self._state.records.store.revisions(request.app)
-        if request.revision is None:
+        if request.revision is None and request.app in self._state.orders:  # what came last never became a revision
+            wanted = goal
+        elif request.revision is None:
             earlier = [one for one in kept if one.revision < goal.revision and changes(goal.spec, one.spec)]
             if not earlier:
                 raise NotFoundError(f"application {request.app!r} has no earlier revision that differs from this one")
-            wanted = earlier[-1]
+            wanted = ([one for one in earlier if one.worked] or earlier)[-1]
         else:
             found = [one for one in kept if one.revision == request.revision]
             if not found:
@@ -182,6 +187,7 @@ class Applications:
                 one.by,
                 {spec.name: spec.version for spec in one.spec.deployments},
                 one.revision == goal.revision,
+                one.worked,
             )
             for one in self._state.records.store.revisions(app)
         ]

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.applications import Applications
+from skate.controlplane.arrivals import Arrivals
 from skate.controlplane.broadcast import Tasks
 from skate.controlplane.builds import Builds
 from skate.controlplane.calls import ControlCalls
@@ -26,7 +27,6 @@ from skate.controlplane.decide.whole import decide, every_key
 from skate.controlplane.policies import Place
 from skate.controlplane.processes import Processes
 from skate.controlplane.records import FAILURES, Records
-from skate.controlplane.retirement import Retirement
 from skate.controlplane.sightings import PROXY_PREFIX
 from skate.controlplane.state import State
 from skate.controlplane.store import MemoryStore, Row, SqliteStore, Store
@@ -119,8 +119,8 @@ class Controller:
         self._wakes: dict[str, float] = {}  # when to look at a deployment although nothing happened
         self._unknown = True  # what processes there are must be asked as a whole
         self._write_at: float | None = None  # the store failed
-        self._retirement = Retirement(self._state)
-        self._retire_at: float | None = None
+        self._arrivals = Arrivals(self._state)
+        self._arrive_at: float | None = None
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Controller:
         self._remember(plan)
         self._ask_policies(plan)
         names = state.goals if dirty is None else {key.partition("/")[0] for key in plan.changed}
-        self._retire_at = self._retirement.look(names, now)
+        self._arrive_at = self._arrivals.look(names, now)
         self._publish(every_key(state.desired, observed, state.memory) if dirty is None else dirty)
         if dirty is None or dirty:
             state.statuses.bump()
@@ -237,7 +237,7 @@ class Controller:
                 self._wakes[key] = at
 
     def _next_look(self) -> float | None:
-        others = [at for at in (self._write_at, self._retire_at) if at is not None]
+        others = [at for at in (self._write_at, self._arrive_at) if at is not None]
         return min([*self._wakes.values(), *others], default=None)
 
     async def _until(self, wake_at: float | None) -> None:

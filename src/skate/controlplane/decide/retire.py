@@ -33,7 +33,7 @@ def is_there(goal: Goal, memory: Memory) -> bool:
 
 def ingress(goal: Goal) -> str:
     """The deployment that answers for the application: a former one until this revision has replaced it."""
-    for part in () if goal.replaced else reversed(goal.retiring):
+    for part in () if goal.worked else reversed(goal.retiring):
         if any(spec.name == part.ingress for spec in part.deployments):
             return part.ingress
     return goal.spec.ingress

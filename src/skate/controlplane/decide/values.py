@@ -32,7 +32,7 @@ class Goal(msgspec.Struct, frozen=True):
 
     ``source``: the configuration that it was built from, None when a script deployed it. ``by``: who asked, in words.
     ``retiring``: of former revisions, oldest first, the deployments that this one does not have; they serve until it is
-    there (see ``retire``). ``replaced``: it is, and answers; what the former ones have in hand may end.
+    there (see ``retire``). ``worked``: it was there once, so it answers and is worth a rollback.
     """
 
     spec: AppSpec
@@ -43,7 +43,7 @@ class Goal(msgspec.Struct, frozen=True):
     by: str = ""
     source: AppConfig | None = None
     retiring: tuple[AppSpec, ...] = ()
-    replaced: bool = False
+    worked: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from skate.controlplane.retirement import AGAIN_S, TOLD_S
+from skate.controlplane.arrivals import AGAIN_S, TOLD_S
+from skate.core.config import AppConfig, ApplyRequest, ServeConfig
 from skate.core.specs import AppSpec, LedgerReport
 from tests.controlplane.fakes import Desk, Router, desk, report_calls, until
 from tests.decide.world import deployment, goal
@@ -90,5 +91,40 @@ def test_a_new_controller_goes_on_with_it_and_a_rollback_finds_it_running() -> N
             await here.state("a", "RUNNING")
             await until(lambda: "a/B" not in router.deployments, "the failed one to go")
             assert (answering(router), router.ids("a/A")) == ("A", ["a/A#1"])
+
+    asyncio.run(main())
+
+
+def test_a_rollback_goes_to_what_worked() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            await running(here, Router())
+            client = await here.client()
+            await client.deploy(app("A", "v2"))
+            await here.state("a", "RUNNING")
+            await client.deploy(app("A", "bad"))
+            await fail(here)
+            await client.deploy(app("A", "v3"))
+            await here.state("a", "RUNNING")
+            await until(lambda: here.store.revisions("a")[-1].worked, "the note that it worked")
+            assert [one.worked for one in await client.history("a")] == [True, True, False, True]
+            assert await client.rollback("a") == 5
+            assert (await client.history("a"))[-1].cause == "rollback to 2"
+
+    asyncio.run(main())
+
+
+def test_a_rollback_after_a_deploy_that_could_not_be_built_goes_to_what_serves() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            await running(here, Router())
+            client = await here.client()
+            await client.deploy(app("A", "v2"))
+            await here.state("a", "RUNNING")
+            await client.apply(ApplyRequest(ServeConfig((AppConfig("a", "bad", "/a"),))))
+            await here.state("a", "DEPLOY_FAILED")
+            assert await client.rollback("a") == 2
+            status = await here.state("a", "RUNNING")
+            assert status.applications["a"].message == ""
 
     asyncio.run(main())
