@@ -54,7 +54,7 @@ INNER_FLOORS: dict[str, Floors] = {
         ("store client broadcast sightings policies",),
         ("records publications processes restore",),
         ("state",),
-        ("applications tellings builder",),
+        ("applications arrivals tellings builder",),
         ("builds",),
         ("calls",),
         ("controller",),

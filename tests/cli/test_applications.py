@@ -166,7 +166,7 @@ def test_ctrl_c_leaves_the_deploy_going(here: FakeInstance, monkeypatch: pytest.
     here.controller.statuses = [BEGINNING]
     result = invoke("deploy", "apps.yaml")
     assert result.exit_code == 130
-    assert "interrupted; the deploy of one, two goes on: see `skate status`" in result.stderr
+    assert "interrupted; the deploy of one, two goes on, see how with: skate status" in result.stderr
     assert [what for what, *_ in here.controller.asked] == ["apply"]
 
 

@@ -66,6 +66,7 @@ def test_start_status_shutdown(here: Place, free_port: int) -> None:
     pids = here.pids()
     assert str(next(iter(pids))) in said
     assert "running already" in here.run("start", "--port", "1")
+    assert "'app.py' names a file" in here.run("deploy", "app.py", code=1)
     status = here.status()
     assert status["applications"] == {}
     assert status["proxies"]["0"]["address"] == f"127.0.0.1:{free_port}"
@@ -444,6 +445,17 @@ def test_a_start_without_restore_sets_aside_and_the_next_one_finds_it(here: Plac
     here.run("shutdown")
     assert "Restored: 1 application (default)" in here.run("start", "--restore", *port)
     until(lambda: get(free_port) == "hello", "it answers again")
+    here.pids()
+    here.run("shutdown")
+    here.nothing_left()
+
+
+def test_a_taken_port_of_rest_is_said_at_the_start(here: Place) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        said = here.run("start", "--port", "0", "--admin-port", str(other.getsockname()[1]))
+    assert "Started at" in said and "warning: without REST for now" in said and "another process uses this port" in said
     here.pids()
     here.run("shutdown")
     here.nothing_left()

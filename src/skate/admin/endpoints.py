@@ -51,9 +51,16 @@ class Parameter:
                 return int(text)
         if kind == "string" and text in self.schema.get("enum", (text,)):
             return text
-        takes = {key: value for key, value in self.schema.items() if key != "type"}
-        bounds = f" with {msgspec.json.encode(takes).decode()}" if takes else ""
-        raise Failure(400, "BadParameter", f"{self.name}={text[:80]!r}: takes a {kind}{bounds}")
+        raise Failure(400, "BadParameter", f"{self.name}={text[:80]!r}: takes {_words(kind, self.schema)}")
+
+
+def _words(kind: str | None, schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " or ".join(map(repr, schema["enum"]))
+    if kind == "integer":
+        low, high = schema.get("minimum", 0), schema.get("maximum")
+        return f"a whole number from {low}" + (f" to {high}" if high is not None else " on")
+    return "true or false" if kind == "boolean" else "text"
 
 
 @dataclass(frozen=True, slots=True)

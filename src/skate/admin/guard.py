@@ -28,7 +28,7 @@ logger = logging.getLogger("skate.admin")
 
 LINES_MAX = 5  # of the log in a second, about requests that were refused
 READING = ("GET", "HEAD", "OPTIONS")  # change nothing
-WITH_BODY = ("POST", "PUT", "PATCH")
+WITH_BODY = ("POST", "PUT")  # other methods are nowhere possible, which the routing says
 OWN_SITE = (b"same-origin", b"none")  # of Sec-Fetch-Site; none: the user's own doing, such as a typed address
 JSON = b"application/json"
 CHALLENGE = {"www-authenticate": 'Bearer realm="skate"'}

@@ -209,7 +209,7 @@ def history_lines(revisions: list[Revision], now: float) -> list[str]:
         gone = [name for name in before if name not in one.versions]
         new = ", ".join(f"{name} {short_version(one.versions[name])}" for name in changed)
         new += "".join(f"{', ' if new or place else ''}without {name}" for place, name in enumerate(gone))
-        mark = coloured("current") if one.current else ""
+        mark = coloured("current") if one.current else "" if one.worked else "never ready"
         age = duration(max(0.0, now - one.at))
         rows.append([str(one.revision), mark, f"{age} ago", one.cause, new or "no version changed", one.by])
         before = one.versions
@@ -218,13 +218,13 @@ def history_lines(revisions: list[Revision], now: float) -> list[str]:
 
 @click.command()
 @click.argument("app", shell_complete=complete_app)
-@click.option("--to", "revision", type=click.IntRange(min=1), help="A revision of `skate history`; else the last one.")
+@click.option("--to", "revision", type=click.IntRange(min=1), help="A revision of `skate history`.")
 @of_wait
 @verbose
 def rollback(app: str, revision: int | None, no_wait: bool, limit_s: float) -> None:
     """Wants a former revision of an application again, and waits until it runs.
 
-    It becomes a new revision; so a rollback can be rolled back.
+    Without --to the last one that worked. It becomes a new revision; so a rollback can be rolled back.
     """
     status = instances.find().status()
     by = me("rollback", app)

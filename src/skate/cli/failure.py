@@ -41,7 +41,7 @@ def said(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return str(error) or "the instance did not answer in time; look at it with `skate status`, or end it"
     if isinstance(error, OSError):
-        return str(error)
+        return f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else str(error)
     return f"{type(error).__name__}: {error} (this should not happen; -v shows where it did)"
 
 

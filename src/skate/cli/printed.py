@@ -70,6 +70,8 @@ def logs(
         count = 1_000_000 if since is not None or request_id is not None else LINES
     records, read_to = past(folder, pick, count)
     show = _shower(tagged=replica is None)
+    if not records and not follow and pick != Pick():
+        click.echo("nothing that was printed and kept fits these options", err=True)
     for record in records:
         for line in record.lines:
             show(record.name, line)

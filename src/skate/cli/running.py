@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,9 +23,10 @@ from skate.core.clock import SystemClock
 from skate.core.environment import environment
 from skate.core.errors import NotRunningError
 from skate.core.options import check_http_options
-from skate.core.specs import HttpOptions
+from skate.core.specs import HttpOptions, ServeStatus
 from skate.engine.runtime_dir import running_pid
 
+REST_S = 3.0  # for the REST server to listen or to fail
 OF_INSTANCE = ("host", "port", "proxies", "preload", *OF_ADMIN)
 
 
@@ -108,15 +111,28 @@ def start(restore: bool, **given: Any) -> None:
     """
     put_first(".")
     instance, new = start_detached(_starter(given, {}, detached=True, restore=restore))
-    status, pid = instance.status(), running_pid(instance.runtime_dir)
+    status, pid = instance.run(_settled(instance)), running_pid(instance.runtime_dir)
     if new:
         click.echo(f"Started at {where(status)} (pid {pid}). End it with: skate shutdown")
+        if status.admin is not None and status.admin.message:
+            warn(f"without REST for now; it is tried again: {status.admin.message}")
         for line in instance.told:
             click.echo(line)
     else:
         click.echo(f"An instance is running already at {where(status)} (pid {pid}).{_unused()}")
         if restore:
             warn("nothing is restored into a running instance: skate shutdown, then skate start --restore")
+
+
+async def _settled(instance: instances.Instance) -> ServeStatus:
+    """The status as soon as it is known whether REST can be served; that port may be taken."""
+    client = await instance.client()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REST_S):
+            async for status in client.watch_status():
+                if status.admin is None or status.admin.status != "STARTING":
+                    return status
+    return await client.status()
 
 
 def _starter(

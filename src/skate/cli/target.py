@@ -25,8 +25,8 @@ OF_IMPORT_PATH = {"name": "--name", "route_prefix": "--route-prefix"}
 
 
 def is_file(target: str) -> bool:
-    """Whether it names a file and no import path."""
-    return target.endswith(ENDINGS) or os.path.isfile(target)
+    """Whether it names a config file. A Python file is taken for an import path, whose check says what to write."""
+    return target.endswith(ENDINGS) or (os.path.isfile(target) and not target.endswith(".py"))
 
 
 def pairs(words: tuple[str, ...]) -> Mapping[str, str]:
@@ -46,8 +46,9 @@ def config(target: str, arguments: Mapping[str, str], name: str, route_prefix: s
     """The applications that the target means. Raises what is wrong with the file or the words."""
     if not is_file(target):
         parsed(target)
-        check_name(name)
-        return ServeConfig((AppConfig(name, target, check_route_prefix(route_prefix), dict(arguments)),))
+        check_name(name, where="--name")
+        prefix = check_route_prefix(route_prefix, "--route-prefix")
+        return ServeConfig((AppConfig(name, target, prefix, dict(arguments)),))
     refuse_words(target, arguments)
     return read(target)
 

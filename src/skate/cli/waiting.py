@@ -89,4 +89,4 @@ class Wait:
     def _leave(self, why: str) -> None:
         self._screen.settle()
         names = ", ".join(self._progress.pending)
-        click.echo(f"{why}; the deploy of {names} goes on: see `skate status`, or end it with `skate delete`", err=True)
+        click.echo(f"{why}; the deploy of {names} goes on, see how with: skate status --watch", err=True)

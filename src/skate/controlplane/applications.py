@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from skate.controlplane.client import DeleteRequest, RollbackRequest, ScaleRequest
 from skate.controlplane.decide.changes import changes
 from skate.controlplane.decide.reconcile import gave_up
+from skate.controlplane.decide.retire import retiring
 from skate.controlplane.decide.values import Goal, Happening, Order
 from skate.controlplane.state import State
 from skate.controlplane.store import Row, revision_row
@@ -45,7 +46,15 @@ class Applications:
             goal = replace(before, deployed_at=at, by=by, source=source)  # nothing is different: no new revision
             state.records.must_write([Row("goal", app.name, goal), Row("order", app.name)], (), at)
         else:
-            goal = Goal(app, self._next_revision(app.name), at, cause=cause, by=by, source=source)
+            goal = Goal(
+                app,
+                self._next_revision(app.name),
+                at,
+                cause=cause,
+                by=by,
+                source=source,
+                retiring=retiring(before, app, state.memory),
+            )
             text = f"revision {goal.revision}, {cause}" + (f" by {by}" if by else "")
             said = Happening(app.name, "", "deployed", text, {"revision": goal.revision})
             rows = [Row("goal", app.name, goal), Row("order", app.name), revision_row(goal)]
@@ -149,15 +158,20 @@ class Applications:
         return goal
 
     def rollback(self, request: RollbackRequest) -> int:
-        """Wants a former revision again; the number that it has now."""
+        """Wants a former revision again; the number that it has now.
+
+        Without a number: the last one that worked and differs from what was asked for last.
+        """
         self.refuse_if_ending()
         goal = self._goal(request.app)
         kept = self._state.records.store.revisions(request.app)
-        if request.revision is None:
+        if request.revision is None and request.app in self._state.orders:  # what came last never became a revision
+            wanted = goal
+        elif request.revision is None:
             earlier = [one for one in kept if one.revision < goal.revision and changes(goal.spec, one.spec)]
             if not earlier:
                 raise NotFoundError(f"application {request.app!r} has no earlier revision that differs from this one")
-            wanted = earlier[-1]
+            wanted = ([one for one in earlier if one.worked] or earlier)[-1]
         else:
             found = [one for one in kept if one.revision == request.revision]
             if not found:
@@ -182,6 +196,7 @@ class Applications:
                 one.by,
                 {spec.name: spec.version for spec in one.spec.deployments},
                 one.revision == goal.revision,
+                one.worked,
             )
             for one in self._state.records.store.revisions(app)
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -139,13 +139,13 @@ class ControlCalls:
         goal = self._applications.delete(request)
         if goal is None:
             return
-        keys = [spec.key for spec in goal.spec.deployments]
+        keys = goal.keys
         going = {id for key in keys if key in state.memory.deployments for id in state.memory.deployments[key].replicas}
         seen = state.decisions.count
         while state.goals.get(request.app) is goal or self._left(keys, going):
             seen = await state.decisions.beyond(seen)
 
-    def _left(self, keys: list[str], going: set[str]) -> bool:
+    def _left(self, keys: Iterable[str], going: set[str]) -> bool:
         """Whether one of these replicas is still there. Who was wanted again before it was told to stop stays."""
         deployments = self._state.memory.deployments
         groups = [deployments[key].replicas for key in keys if key in deployments]

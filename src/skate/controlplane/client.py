@@ -105,7 +105,7 @@ class ControllerClient:
         return await self._asked("history", app, list[Revision])
 
     async def rollback(self, app: str, revision: int | None = None, by: str = "") -> int:
-        """Wants a former revision again (None: the one before the current one); the new revision's number.
+        """Wants a former revision again (None: the last one that worked before this); the new revision's number.
 
         Raises NotFoundError when it is not kept.
         """

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from skate.controlplane.applications import Applications
+from skate.controlplane.arrivals import Arrivals
 from skate.controlplane.broadcast import Tasks
 from skate.controlplane.builds import Builds
 from skate.controlplane.calls import ControlCalls
@@ -118,6 +119,8 @@ class Controller:
         self._wakes: dict[str, float] = {}  # when to look at a deployment although nothing happened
         self._unknown = True  # what processes there are must be asked as a whole
         self._write_at: float | None = None  # the store failed
+        self._arrivals = Arrivals(self._state)
+        self._arrive_at: float | None = None
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -168,6 +171,8 @@ class Controller:
         actions = [(action, self._for_engine(action)) for action in plan.actions]
         self._remember(plan)
         self._ask_policies(plan)
+        names = state.goals if dirty is None else {key.partition("/")[0] for key in plan.changed}
+        self._arrive_at = self._arrivals.look(names, now)
         self._publish(every_key(state.desired, observed, state.memory) if dirty is None else dirty)
         if dirty is None or dirty:
             state.statuses.bump()
@@ -232,8 +237,8 @@ class Controller:
                 self._wakes[key] = at
 
     def _next_look(self) -> float | None:
-        times = [*self._wakes.values(), *([self._write_at] if self._write_at is not None else [])]
-        return min(times, default=None)
+        others = [at for at in (self._write_at, self._arrive_at) if at is not None]
+        return min([*self._wakes.values(), *others], default=None)
 
     async def _until(self, wake_at: float | None) -> None:
         """Waits until something happens, or until ``wake_at``."""

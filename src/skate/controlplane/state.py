@@ -127,7 +127,7 @@ class State:
 
     def _wishes_changed(self, *goals: Goal | None) -> None:
         self.desired = self._desired()
-        self.touch(spec.key for goal in goals if goal is not None for spec in goal.spec.deployments)
+        self.touch(key for goal in goals if goal is not None for key in goal.keys)
         self.statuses.bump()
 
     def _desired(self) -> Desired:

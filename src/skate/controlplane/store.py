@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from skate.controlplane.decide.values import DeploymentMemory, Goal, Memory, Order
 from skate.core.specs import Event
@@ -117,7 +118,7 @@ class Store(Protocol):
 
 def revision_row(goal: Goal) -> Row:
     """The row that keeps a revision."""
-    return Row("revision", f"{goal.spec.name}/{goal.revision:012}", goal)
+    return Row("revision", f"{goal.spec.name}/{goal.revision:012}", replace(goal, retiring=()))
 
 
 class MemoryStore:

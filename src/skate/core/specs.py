@@ -433,7 +433,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """One application as it was wanted at some time. ``cause``: deploy, scale, or ``rollback to N``."""
+    """One application as it was wanted at some time. ``cause``: deploy, scale, or ``rollback to N``.
+
+    ``worked``: all of its deployments were ready once.
+    """
 
     app: str
     revision: int
@@ -442,6 +445,7 @@ class Revision(msgspec.Struct, frozen=True):
     by: str = ""
     versions: dict[str, str] = {}  # of its deployments
     current: bool = False
+    worked: bool = True
 
 
 ChangeAction = Literal["add", "restart", "reconfigure", "scale", "settings", "leave", "remove"]

@@ -203,6 +203,11 @@ class Loads:
             self._windows[key] = load
         return load
 
+    def open(self, key: str) -> int:
+        """How many calls of a deployment are open, as far as routers have said so."""
+        total = self._sums.get(key)
+        return total.open if total is not None else 0
+
     def forget(self, key: str) -> None:
         """The deployment does not scale any more, or is gone."""
         self._windows.pop(key, None)

@@ -128,6 +128,9 @@ def application_status(
     }
     states = {name: of_deployment(deployment) for name, deployment in deployments.items()}
     worst: ApplicationState = min(states.values(), key=WORST_FIRST.index, default="RUNNING")
+    for spec in (one for part in goal.retiring for one in part.deployments):
+        living = living_replicas(spec.key, observed, memory)
+        deployments[spec.name] = deployment_status(spec, living, current(goal, spec, memory), now, deleting=True)
     message = ""
     if goal.deleting or memory.ending:
         worst = "DELETING"
@@ -135,8 +138,8 @@ def application_status(
         worst = "DEPLOY_FAILED" if order.error else "DEPLOYING"
         message = order.error or f"importing {order.config.import_path}; what ran before goes on"
     elif worst != "RUNNING":
-        told = [f"{name}: {one.message}" for name, one in deployments.items() if states[name] == worst and one.message]
-        message = "\n".join(told)
+        told = [(name, deployments[name].message) for name, state in states.items() if state == worst]
+        message = "\n".join(f"{name}: {text}" for name, text in told if text)
     return ApplicationStatus(
         name=goal.spec.name,
         status=worst,

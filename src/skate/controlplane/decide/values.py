@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from skate.controlplane.decide.autoscale import Scaling, ScalingMemory
 from skate.controlplane.decide.load import Load
@@ -33,6 +34,8 @@ class Goal(msgspec.Struct, frozen=True):
     """One application as wanted. ``revision`` grows with every deploy; ``deleting``: it shall go.
 
     ``source``: the configuration that it was built from, None when a script deployed it. ``by``: who asked, in words.
+    ``retiring``: of former revisions, oldest first, the deployments that this one does not have; they serve until it is
+    there (see ``retire``). ``worked``: it was there once, so it answers and is worth a rollback.
     """
 
     spec: AppSpec
@@ -42,6 +45,21 @@ class Goal(msgspec.Struct, frozen=True):
     cause: str = "deploy"
     by: str = ""
     source: AppConfig | None = None
+    retiring: tuple[AppSpec, ...] = ()
+    worked: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all deployments that belong to it."""
+        return tuple(spec.key for app in (*self.retiring, self.spec) for spec in app.deployments)
+
+    @property
+    def ingress(self) -> str:
+        """The deployment that answers for the application: a former one until this revision has replaced it."""
+        for part in () if self.worked else reversed(self.retiring):
+            if any(spec.name == part.ingress for spec in part.deployments):
+                return part.ingress
+        return self.spec.ingress
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -81,10 +99,11 @@ class Desired:
     def wanted(self) -> dict[str, Wanted]:
         """The deployments that shall run, by key."""
         return {
-            spec.key: Wanted(spec, goal)
+            spec.key: Wanted(spec, goal if app is goal.spec else replace(goal, spec=app))
             for goal in self.apps.values()
             if not goal.deleting
-            for spec in goal.spec.deployments
+            for app in (goal.spec, *goal.retiring)
+            for spec in app.deployments
         }
 
     @cached_property
@@ -96,7 +115,7 @@ class Desired:
     def routes(self) -> tuple[Route, ...]:
         """Which path leads to which application."""
         found = [
-            Route(goal.spec.route_prefix, goal.spec.name, goal.spec.ingress)
+            Route(goal.spec.route_prefix, goal.spec.name, goal.ingress)
             for goal in self.apps.values()
             if not goal.deleting and goal.spec.route_prefix is not None
         ]
