@@ -88,6 +88,8 @@ def page() -> str:
         "\n".join((HEAD, *admin)),
         "\n## Environment\n",
         "`SKATE_RUNTIME_DIR` (folder of sockets; default `$XDG_RUNTIME_DIR/skate` or `/tmp/skate-<uid>`), "
+        "`SKATE_STATE_DIR` (where instances that stay keep what is deployed; default `$XDG_STATE_HOME/skate` or "
+        "`~/.local/state/skate`, with `SKATE_RUNTIME_DIR` set `.state` in that), "
         "`SKATE_INSTANCE` (name of the instance, default `default`), `SKATE_LOG_LEVEL` (default `INFO`), "
         "`SKATE_ADMIN_TOKEN` (what requests to the REST API must bear; none by default).\n",
     )

@@ -14,7 +14,9 @@ import pytest
 # Set before anything imports Skate; short, because Unix socket paths are.
 RUNTIME_DIR = tempfile.mkdtemp(prefix="sk-")
 os.environ["SKATE_RUNTIME_DIR"] = RUNTIME_DIR
-os.environ.pop("SKATE_INSTANCE", None)
+os.environ["XDG_STATE_HOME"] = os.path.join(RUNTIME_DIR, ".home")  # nor is anything left in somebody's home
+for name in ("SKATE_INSTANCE", "SKATE_STATE_DIR"):
+    os.environ.pop(name, None)
 atexit.register(shutil.rmtree, RUNTIME_DIR, ignore_errors=True)
 
 # A slow machine is no failure: no property is judged by the time it takes. Examples are the same each time; `make fuzz`

@@ -9,9 +9,9 @@ from skate.core.errors import OptionError
 
 
 def test_nothing_set_is_a_private_folder_per_user() -> None:
-    found = read({"HOME": "/home/ann"}, uid=7)
-    assert found == Environment("/tmp/skate-7", "default", "INFO", None, "/home/ann/.local/state/skate")
-    assert found.runtime_dir == "/tmp/skate-7/default" and found.state_dir == "/home/ann/.local/state/skate/default"
+    found = read({"HOME": "/people/ann"}, uid=7)
+    assert found == Environment("/tmp/skate-7", "default", "INFO", None, "/people/ann/.local/state/skate")
+    assert found.runtime_dir == "/tmp/skate-7/default" and found.state_dir == "/people/ann/.local/state/skate/default"
 
 
 def test_own_folder_wins_over_the_desktops() -> None:
@@ -29,9 +29,9 @@ def test_empty_counts_as_not_set_and_a_relative_desktop_folder_is_ignored() -> N
 @pytest.mark.parametrize(
     ("variables", "folder"),
     [
-        ({"XDG_STATE_HOME": "/data/", "HOME": "/home/ann"}, "/data/skate/default"),
-        ({"XDG_STATE_HOME": "data", "HOME": "/home/ann"}, "/home/ann/.local/state/skate/default"),
-        ({"SKATE_RUNTIME_DIR": "/run/mine", "HOME": "/home/ann"}, "/run/mine/.state/default"),
+        ({"XDG_STATE_HOME": "/data/", "HOME": "/people/ann"}, "/data/skate/default"),
+        ({"XDG_STATE_HOME": "data", "HOME": "/people/ann"}, "/people/ann/.local/state/skate/default"),
+        ({"SKATE_RUNTIME_DIR": "/run/mine", "HOME": "/people/ann"}, "/run/mine/.state/default"),
         ({"SKATE_RUNTIME_DIR": "/run/mine", "SKATE_STATE_DIR": "/var/mine/", "SKATE_INSTANCE": "b"}, "/var/mine/b"),
         ({"HOME": "nowhere"}, "/tmp/skate-7/.state/default"),
     ],

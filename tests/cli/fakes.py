@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import pytest
@@ -96,6 +96,11 @@ class FakeInstance:
 
     async def client(self) -> FakeClient:
         return self.controller
+
+    async def read(self, question: Callable[[FakeClient], Awaitable[T]]) -> T:
+        return await question(self.controller)
+
+    wish = read
 
     def status(self) -> ServeStatus:
         return self.controller.statuses[0]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from examples.running import alive, process_table
 from tests.cli.world import HELLO, Place, get, place, until
+from tests.engine.world import kill_at_once
 
 pytestmark = pytest.mark.e2e
 
@@ -402,13 +403,6 @@ def test_a_foreground_instance_shows_what_it_keeps(here: Place, free_port: int) 
 SCALED = HELLO.replace('"hello"', '"scaled"').replace("@serve.deployment", "@serve.deployment(num_replicas='auto')")
 
 
-def kill_all(pids: Iterable[int]) -> None:
-    """As the end of the machine would: none sees another one end."""
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            os.kill(pid, number)
-
-
 def test_what_was_deployed_comes_back_after_all_was_killed(here: Place, free_port: int) -> None:
     port = ("--port", str(free_port), "--no-admin")
     here.write("scaled.py", SCALED)
@@ -419,7 +413,7 @@ def test_what_was_deployed_comes_back_after_all_was_killed(here: Place, free_por
     here.run("deploy", "scaled:app", "--name", "scaled", "--route-prefix", "/scaled")
     history = [line.split()[0] for line in here.run("history", "default").splitlines()]
     pids = here.pids()
-    kill_all(pids)
+    kill_at_once(*pids)
     until(lambda: not alive(pids, process_table()), "all are dead")
     said = here.run("start", "--restore", *port)
     assert "Restored: 2 applications (default, scaled)" in said

@@ -298,6 +298,7 @@ def test_shutdown_ends_proxies_then_replicas_then_the_controller(by: str) -> Non
             await here.task
             stops = [one.id for one in here.engine.actions if isinstance(one, StopProcess)]
             assert stops == ["proxy 0", "a/A#1"] and not here.engine.processes
+            assert set(store.load().goals) == {"a"}  # for whoever restores it
             await watching
 
     asyncio.run(main())

@@ -109,10 +109,10 @@ def supervisors(runtime_dir: str) -> list[int]:
 
 
 def kill_at_once(*pids: int) -> None:
-    """None of them has time to see another one die."""
+    """None of them has time to see another one die. The last one goes first: a dying parent wakes stopped children."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
+    for pid in reversed(pids):
         os.kill(pid, signal.SIGKILL)
 
 

@@ -21,6 +21,7 @@ from skate.cli.group import (
     confirm,
     me,
     of_target,
+    ordered,
     show_json,
     verbose,
     warn,
@@ -96,8 +97,8 @@ def deploy(
     warn_of_others(status, [app.name for app in config.applications], order.by)
     if unused := targets.of_instance(config):
         warn(f"{' and '.join(unused)} of {target} count when an instance is started; this one keeps its own")
-    ordered = asked(lambda client: client.apply(order))
-    _wait_or_go(dict.fromkeys(ordered), no_wait, limit_s)
+    numbers = ordered(lambda client: client.apply(order))
+    _wait_or_go(dict.fromkeys(numbers), no_wait, limit_s)
 
 
 def _wait_or_go(wanted: Mapping[str, int | None], no_wait: bool, limit_s: float) -> None:
@@ -184,7 +185,7 @@ def scale(deployment: str, replicas: int) -> None:
         known = ", ".join(app.deployments)
         raise NotFoundError(f"application {app_name!r} has no deployment {name!r}; it has: {known}")
     before = app.deployments[name].target_replicas
-    asked(lambda client: client.scale(app_name, name, replicas, me("scale", deployment, str(replicas))))
+    ordered(lambda client: client.scale(app_name, name, replicas, me("scale", deployment, str(replicas))))
     click.echo(f"{deployment}: {before} → {replicas} replica{'s' * (replicas != 1)}")
 
 
@@ -230,6 +231,6 @@ def rollback(app: str, revision: int | None, no_wait: bool, limit_s: float) -> N
     by = me("rollback", app)
     if app in status.applications and status.applications[app].status == "DELETING":
         warn(f"application {app} is being deleted")
-    number = asked(lambda client: client.rollback(app, revision, by))
+    number = ordered(lambda client: client.rollback(app, revision, by))
     click.echo(f"Application {app}: revision {number} is {f'revision {revision}' if revision else 'the one before'}")
     _wait_or_go({app: number}, no_wait, limit_s)

@@ -44,15 +44,12 @@ class Follower:
     def look(self, status: ServeStatus, since_s: float) -> None:
         """Whatever the status is, there may be events."""
         try:
-            found = self._instance.run(self._ask())
+            found = self._instance.run(self._instance.read(lambda client: client.events(self._after, self._app, BATCH)))
         except NotRunningError:  # between two controllers
             return
         for event in found:
             self._show(event)
             self._after = max(self._after, event.id)
-
-    async def _ask(self) -> list[Event]:
-        return await (await self._instance.client()).events(self._after, self._app, BATCH)
 
 
 def follow_events(instance: Instance, after: int, app: str | None, show: Callable[[Event], None], clock: Clock) -> None:

@@ -116,14 +116,19 @@ def me(*words: str) -> str:
 # -- the running instance -----------------------------------------------------------------------------
 
 
-def asked(what: Callable[[ControllerClient], Coroutine[Any, Any, T]]) -> T:
-    """The answer of the running instance. Raises NotRunningError when there is none."""
+def asked(question: Callable[[ControllerClient], Coroutine[Any, Any, T]]) -> T:
+    """What the running instance answers. Raises NotRunningError when there is none.
+
+    For what changes nothing: it is asked again if the controller dies meanwhile.
+    """
     instance = instances.find()
+    return instance.run(instance.read(question))
 
-    async def ask() -> T:
-        return await what(await instance.client())
 
-    return instance.run(ask())
+def ordered(request: Callable[[ControllerClient], Coroutine[Any, Any, T]]) -> T:
+    """The same for what changes something: it is asked once."""
+    instance = instances.find()
+    return instance.run(instance.wish(request))
 
 
 def application(status: ServeStatus, name: str) -> ApplicationStatus:

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +24,14 @@ from skate.controlplane.records import FAILURES
 from skate.controlplane.restore import set_aside, take_up
 from skate.core.clock import SystemClock
 from skate.core.environment import environment
-from skate.core.errors import AddressInUseError, DeployError, NotRunningError, OptionError, StoreError
+from skate.core.errors import (
+    AddressInUseError,
+    DeployError,
+    NotRunningError,
+    OptionError,
+    RequestCancelledError,
+    StoreError,
+)
 from skate.core.specs import AdminOptions, AppSpec, ControllerConfig, HttpOptions, ProcessSpec, ServeStatus
 from skate.dataplane import caller as callers
 from skate.dataplane.proxy.address import bind
@@ -43,6 +50,8 @@ EngineName = Literal["process", "inline"]
 START_TIMEOUT_S = 30.0
 WATCHES_MAX = 100
 WATCH_AGAIN_S = 0.05
+READ_TIMEOUT_S = 30.0  # for a question and its answer, whatever happens to the controller meanwhile
+READ_AGAIN_S = 0.05
 STOP_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 5.0  # for the controller to hear that it shall end
 CONTROLLER = "controller"  # the id of its process
@@ -105,6 +114,33 @@ class Instance:
                     raise
             await self._clock.sleep(POLL_S)
 
+    async def read(self, question: Callable[[ControllerClient], Awaitable[T]], timeout_s: float = READ_TIMEOUT_S) -> T:
+        """The answer to what changes nothing. It is asked again when the controller dies meanwhile, for ``timeout_s``.
+
+        Raises NotRunningError when the instance has ended, or its controller did not come back.
+        """
+        until = self._clock.now() + timeout_s
+        while True:
+            try:
+                return await question(await self.client())
+            except (NotRunningError, RequestCancelledError) as error:
+                if _gone(self):
+                    raise NotRunningError("the instance ended before it answered") from error
+                if self._clock.now() > until:
+                    raise NotRunningError(f"the controller did not answer within {timeout_s:g} s: {error}") from error
+            await self._clock.sleep(READ_AGAIN_S)
+
+    async def wish(self, request: Callable[[ControllerClient], Awaitable[T]]) -> T:
+        """The answer to what changes something, asked once. NotRunningError when the controller died before it."""
+        client = await self.client()
+        try:
+            return await request(client)
+        except RequestCancelledError as error:
+            raise NotRunningError(
+                "the controller died before it answered, so it is unknown whether it has stored what was asked: see "
+                "`skate status` or `skate history`, and ask again if it has not"
+            ) from error
+
     def wait_listening(self) -> None:
         """Waits until the proxies listen. Raises AddressInUseError when one cannot, CallTimeoutError after 30 s."""
         self.run(self._wait_listening(), START_TIMEOUT_S + 5)
@@ -131,7 +167,7 @@ class Instance:
         return revision
 
     async def _deploy(self, spec: AppSpec, on_status: Callable[[ServeStatus], None] | None, by: str) -> int:
-        revision = await (await self.client()).deploy(spec, by)
+        revision = await self.wish(lambda client: client.deploy(spec, by))
         for _ in range(WATCHES_MAX):
             try:
                 await self._watch_start(spec, on_status)
@@ -160,23 +196,23 @@ class Instance:
         self.run(self._delete(name, revision), STOP_TIMEOUT_S)
 
     async def _delete(self, name: str, revision: int | None) -> None:
-        await (await self.client()).delete(name, revision=revision)
+        await self.wish(lambda client: client.delete(name, revision=revision))
 
     def status(self) -> ServeStatus:
         """What the controller knows now."""
-        return self.run(self._status(), START_TIMEOUT_S)
+        return self.run(self._status())
 
     async def _status(self) -> ServeStatus:
         await _tell_counts()
-        return await (await self.client()).status()
+        return await self.read(lambda client: client.status())
 
     def metrics(self) -> str:
         """The same as Prometheus text."""
-        return self.run(self._metrics(), START_TIMEOUT_S)
+        return self.run(self._metrics())
 
     async def _metrics(self) -> str:
         await _tell_counts()
-        return await (await self.client()).metrics()
+        return await self.read(lambda client: client.metrics())
 
     # -- ending ---------------------------------------------------------------------------------
 
