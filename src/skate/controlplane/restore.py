@@ -33,7 +33,8 @@ def take_up(directory: str, at: float) -> list[str]:
         saved = store.load()
         names = applications(saved)
         going = [Row("goal", name) for name, goal in saved.goals.items() if goal.deleting]
-        rest = Row("rest", REST, Rest(Memory(next_ordinal=saved.memory.next_ordinal), saved.capacity))
+        memory = Memory(next_ordinal=saved.memory.next_ordinal)
+        rest = Row("rest", REST, Rest(memory, saved.capacity, saved.rising))
         told = f"after a start with --restore: {named(names)}" if names else "after a start with --restore: none"
         store.drop("deployment")
         store.write([*going, rest], [Event(store.last_event() + 1, at, "", "", "restored", told)])

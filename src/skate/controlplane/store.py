@@ -332,7 +332,7 @@ def _rescued(path: str) -> tuple[list[Any], list[Any]]:
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         for order in ("ASC", "DESC"):
             for query, found in (("SELECT * FROM rows", rows), ("SELECT * FROM events", events)):
-                with contextlib.suppress(sqlite3.Error):
+                with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
                     for row in db.execute(f"{query} ORDER BY rowid {order}"):
                         found[row[:2] if found is rows else row[0]] = row
     whole = [row for row in rows.values() if _is_whole(*row)]
