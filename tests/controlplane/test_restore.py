@@ -61,6 +61,26 @@ def test_what_was_wanted_is_taken_up_and_of_processes_nothing(tmp_path: Path) ->
         assert [(one.id, one.kind) for one in store.events(0, None, 10)] == [(1, "x"), (2, "x"), (3, "restored")]
 
 
+def test_a_revision_that_never_worked_gives_way_to_the_one_that_served(tmp_path: Path) -> None:
+    worked = replace(goal("a", deployment("a", "A", "v1"), revision=4), worked=True)
+    broken = goal("a", deployment("a", "A", "v2"), revision=5)
+    broken = replace(broken, retiring=(worked.spec,))
+    first = goal("b", deployment("b", "A", "v1"))  # never worked either, but there is nothing else
+    with state(tmp_path) as store:
+        rows = [row for one in (worked, broken, first) for row in (goal_row(one), revision_row(one))]
+        store.write(rows)
+    said, saved = started(tmp_path, restore=True)
+    assert said[0] == (
+        "a: revision 5 never worked; revision 4, which served, is restored. To try the other one again: "
+        "skate rollback a --to 5"
+    )
+    back = saved.goals["a"]
+    assert (back.spec, back.revision, back.cause, back.retiring) == (worked.spec, 6, "restore of 4", ())
+    assert saved.goals["b"] == first
+    with state(tmp_path) as store:
+        assert [one.revision for one in store.revisions("a")] == [4, 5, 6]
+
+
 def test_there_may_be_nothing_to_restore(tmp_path: Path) -> None:
     assert started(tmp_path, restore=True)[0] == ["Nothing was deployed before, so nothing is restored."]
     assert "none is restored" in started(tmp_path, restore=True)[0][0]  # now there is an empty state

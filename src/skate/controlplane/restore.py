@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 
+from msgspec.structs import replace
+
 from skate.controlplane.decide.values import Memory
-from skate.controlplane.store import FILE, REST, SIDES, Rest, Row, Saved, SqliteStore
+from skate.controlplane.store import FILE, REST, SIDES, Rest, Row, Saved, SqliteStore, revision_row
 from skate.core.specs import Event
 
 BEFORE = f"{FILE}.before"
@@ -37,13 +39,35 @@ def take_up(directory: str, at: float) -> list[str]:
         rest = Row("rest", REST, Rest(memory, saved.capacity, saved.rising))
         told = f"after a start with --restore: {named(names)}" if names else "after a start with --restore: none"
         store.drop("deployment")
-        store.write([*going, rest], [Event(store.last_event() + 1, at, "", "", "restored", told)])
-    lines = _of_damage((*damaged, *saved.damaged))
+        served, lines = _what_served(saved, store)
+        store.write([*going, *served, rest], [Event(store.last_event() + 1, at, "", "", "restored", told)])
+    lines = [*_of_damage((*damaged, *saved.damaged)), *lines]
     if not names:
         why = "could be read" if lines else "was deployed at the end"
         return [*lines, f"No application {why}, so none is restored."]
     whence = ", which a start without --restore had set aside" if aside else ""
     return [*lines, f"Restored: {named(names)}{whence}. See how they start: skate status"]
+
+
+def _what_served(saved: Saved, store: SqliteStore) -> tuple[list[Row], list[str]]:
+    """Where the last revision never worked, the one before it that did and so was serving; and what to say of that."""
+    rows: list[Row] = []
+    lines: list[str] = []
+    for name, goal in saved.goals.items():
+        if goal.deleting:
+            continue
+        kept = [one for one in store.revisions(name) if one.worked and one.revision < goal.revision]
+        if goal.worked or not kept:
+            rows.append(Row("goal", name, replace(goal, retiring=())))  # former deployments have no processes any more
+            continue
+        served = kept[-1].revision
+        back = replace(kept[-1], revision=goal.revision + 1, cause=f"restore of {served}", retiring=())
+        rows += [Row("goal", name, back), revision_row(back)]
+        lines.append(
+            f"{name}: revision {goal.revision} never worked; revision {served}, which served, is restored. To try the "
+            f"other one again: skate rollback {name} --to {goal.revision}"
+        )
+    return rows, lines
 
 
 def set_aside(directory: str) -> list[str]:
