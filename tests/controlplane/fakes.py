@@ -16,6 +16,7 @@ from skate.controlplane.controller import Controller
 from skate.controlplane.store import MemoryStore, Store
 from skate.core.clock import ManualClock
 from skate.core.config import BuildRequest, BuildResult
+from skate.core.errors import SkateError
 from skate.core.specs import (
     UNSURE_CONFIG,
     AdminConfig,
@@ -161,9 +162,14 @@ class FakeEngine:
         error = [""]
 
         async def say(phase: ReplicaPhase, message: str = "") -> None:
-            assert one.peer is not None
             report = ReplicaReport(config.id, phase, one.pid, message, running[0], error[0])
-            await one.peer.ask("report_replica", _encode(report))
+            while not one.stopping.is_set():  # the controller may be away for a while
+                with suppress(SkateError):
+                    if one.peer is None or one.peer.closed:
+                        one.peer = await connect(config.controller, name)
+                    await one.peer.ask("report_replica", _encode(report))
+                    return
+                await asyncio.sleep(0)
 
         async def take_up(exchange: Exchange) -> None:
             wish = msgspec.msgpack.decode(exchange.body, type=Reconfiguration)
@@ -174,31 +180,30 @@ class FakeEngine:
 
         one.listener = await listen(config.address, lambda exchange: _later(take_up(exchange)), name)
 
-        one.peer = await connect(config.controller, name)
         await say("loading")
         if version == "bad":
             await say("failed", "Traceback (most recent call last):\nValueError: bad constructor")
             self._ended(one, 1)
-            one.peer.close()
+            if one.peer is not None:
+                one.peer.close()
             return
         if version == "slow":
             await self.release.wait()
         await say("ready")
-        while not one.stopping.is_set():
+        while not one.stopping.is_set() and one.peer is not None:
             lost = asyncio.Event()
             one.peer.on_lost = lambda _, lost=lost: lost.set()
-            await _first(lost.wait(), one.stopping.wait())
-            while lost.is_set() and not one.stopping.is_set():
-                with suppress(Exception):
-                    one.peer = await connect(config.controller, name)
-                    await say("ready")
-                    break
-                await asyncio.sleep(0)
-        with suppress(Exception):
-            await say("draining")
+            if not one.peer.closed:
+                await _first(lost.wait(), one.stopping.wait())
+            if not one.stopping.is_set():
+                await say("ready")
+        if one.peer is not None:
+            with suppress(Exception):
+                report = ReplicaReport(config.id, "draining", one.pid, "", running[0], error[0])
+                await one.peer.ask("report_replica", _encode(report))
+            one.peer.close()
         if version == "busy":
             await self.release.wait()
-        one.peer.close()
         self._ended(one, 0)
 
     async def _builder(self, one: Fake) -> None:
