@@ -76,7 +76,7 @@ class FakeEngine:
     """Runs what it is told as tasks that report; behaviour of a replica follows from its version's name.
 
     "bad": its constructor fails. "slow": ready when ``release`` is set. "busy": ends only when ``release`` is set.
-    It refuses the configuration "bad". What a builder does follows from the import path: see ``_builder``.
+    It refuses the configuration "bad". What a builder does follows from the import path: see ``_build``.
     """
 
     def __init__(self) -> None:
@@ -207,6 +207,10 @@ class FakeEngine:
         self._ended(one, 0)
 
     async def _builder(self, one: Fake) -> None:
+        await _first(self._build(one), one.stopping.wait())
+        self._ended(one, 1)  # unless it has
+
+    async def _build(self, one: Fake) -> None:
         """Import path "good": an application with the deployments that ``args`` names with their versions. "bad": it
         does not import. "dies": the process ends. "hangs": until ``release`` is set.
         """

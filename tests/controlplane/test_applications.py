@@ -102,7 +102,6 @@ def test_an_order_that_is_being_built_survives_the_controller() -> None:
             here.start()
             client = await here.client()
             await until(lambda: first.stopping.is_set(), "the old builder's end")
-            here.engine.crash(first.spec.id)
             await until(lambda: here.engine.alive("builder"), "another builder")
             here.engine.release.set()
             await here.state("a", "RUNNING")

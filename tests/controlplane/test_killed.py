@@ -8,12 +8,13 @@ from contextlib import suppress
 import pytest
 
 from skate.controlplane.store import MemoryStore
+from skate.core.config import AppConfig, ApplyRequest, ServeConfig
 from skate.core.errors import SkateError
 from skate.core.specs import AppSpec
 from tests.controlplane.fakes import Desk, Router, desk, until
 from tests.decide.world import deployment, goal
 
-TURNS = 90
+TURNS = 60
 
 
 def app(version: str, replicas: int, config: str = "c1") -> AppSpec:
@@ -65,6 +66,38 @@ def test_whenever_it_is_killed_what_was_wanted_comes_about(wanted: AppSpec | Non
             )
             saved = here.store.load()
             assert saved.memory.deployments == state.memory.deployments and saved.goals == state.goals
+
+    for turns in range(TURNS):
+        asyncio.run(main(turns))
+
+
+def test_whenever_it_is_killed_an_order_that_was_taken_is_built() -> None:
+    async def main(turns: int) -> None:
+        async with desk(store=MemoryStore()) as here:
+            await change(here, app("v1", 2))
+            await here.state("a", "RUNNING")
+            wish = ApplyRequest(
+                ServeConfig((AppConfig("a", "good", "/a", {"A": "v2"}), AppConfig("b", "good", "/b", {"B": "v1"})))
+            )
+            asking = asyncio.create_task((await here.client()).apply(wish))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await here.kill()
+            here.start()
+            with suppress(SkateError):
+                assert await asking
+            taken = "order" in {kind for kind, _ in here.store.rows} or "b" in here.controller._state.goals
+
+            def is_so() -> bool:
+                versions = {one.spec.id.partition("#")[0] for one in here.engine.processes.values()}
+                shown = {name: one.status for name, one in here.controller.calls.status().applications.items()}
+                names = {"a", "b"} if taken else {"a"}
+                return shown == dict.fromkeys(names, "RUNNING") and versions == ({"a/A", "b/B"} if taken else {"a/A"})
+
+            await until(is_so, f"what was wanted, killed after {turns} turns", here)
+            goal = here.controller._state.goals["a"]
+            assert goal.spec.deployments[0].version == ("v2" if taken else "v1")
+            assert not here.controller._state.orders and not here.engine.alive("builder")
 
     for turns in range(TURNS):
         asyncio.run(main(turns))
