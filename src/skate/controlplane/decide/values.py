@@ -114,12 +114,13 @@ class Desired:
     @cached_property
     def routes(self) -> tuple[Route, ...]:
         """Which path leads to which application."""
-        found = [
-            Route(goal.spec.route_prefix, goal.spec.name, goal.ingress)
-            for goal in self.apps.values()
+        latest_last = sorted(self.apps.values(), key=lambda goal: goal.deployed_at)  # two may be about to change places
+        found = {
+            goal.spec.route_prefix: Route(goal.spec.route_prefix, goal.spec.name, goal.ingress)
+            for goal in latest_last
             if not goal.deleting and goal.spec.route_prefix is not None
-        ]
-        return tuple(sorted(found, key=lambda route: route.prefix))
+        }
+        return tuple(found[prefix] for prefix in sorted(found))
 
 
 # -- seen ---------------------------------------------------------------------------------------
