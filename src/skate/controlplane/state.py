@@ -89,12 +89,17 @@ class State:
     def set_capacity(self, capacity: float | None) -> None:
         """All numbers of replicas are scaled to this many percent."""
         if capacity != self.capacity:
-            self.rising = None not in (capacity, self.capacity) and (capacity or 0.0) > (self.capacity or 0.0)
-            self.capacity = capacity
+            self.rising, self.capacity = self._rises(capacity), capacity
             self.records.put(self.rest_row(capacity))
             self.desired = self._desired()
             self.dirty = None
             self.changed.set()
+
+    def _rises(self, capacity: float | None) -> bool:
+        """Whether the capacity, once it is this, was raised last."""
+        if capacity == self.capacity:
+            return self.rising
+        return capacity is not None and self.capacity is not None and capacity > self.capacity
 
     def end(self) -> None:
         """The instance shall end."""
@@ -111,7 +116,7 @@ class State:
 
     def rest_row(self, capacity: float | None) -> Row:
         """What is stored of no deployment in particular."""
-        return Row("rest", REST, Rest(replace(self.memory, deployments={}), capacity, self.rising))
+        return Row("rest", REST, Rest(replace(self.memory, deployments={}), capacity, self._rises(capacity)))
 
     def counts(self) -> Counts:
         """The counts of calls of the whole instance."""
