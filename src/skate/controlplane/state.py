@@ -66,13 +66,13 @@ class State:
         """An application is wanted so from now on. It was stored."""
         before = self.goals.get(goal.spec.name)
         self.goals[goal.spec.name] = goal
-        self._wishes_changed(goal, before)
+        self._wishes_changed(goal.spec.name, goal, before)
 
     def drop_goal(self, name: str) -> None:
         """Nothing of a deleted application is left."""
         goal = self.goals.pop(name)
         self.records.put(Row("goal", name))
-        self._wishes_changed(goal, None)
+        self._wishes_changed(name, None, goal)
 
     def set_order(self, order: Order) -> None:
         """An application is being built, or could not be. It was stored, or will be."""
@@ -130,9 +130,9 @@ class State:
             for key, made in self.scalings.items()
         }
 
-    def _wishes_changed(self, *goals: Goal | None) -> None:
-        self.desired = self._desired()
-        self.touch(key for goal in goals if goal is not None for key in goal.keys)
+    def _wishes_changed(self, name: str, goal: Goal | None, before: Goal | None) -> None:
+        self.desired = self.desired.with_app(name, goal)
+        self.touch(key for one in (goal, before) if one is not None for key in one.keys)
         self.statuses.bump()
 
     def _desired(self) -> Desired:
