@@ -16,6 +16,7 @@ from skate.controlplane.controller import Controller
 from skate.controlplane.store import MemoryStore, Store
 from skate.core.clock import ManualClock
 from skate.core.config import BuildRequest, BuildResult
+from skate.core.errors import SkateError
 from skate.core.specs import (
     UNSURE_CONFIG,
     AdminConfig,
@@ -75,7 +76,7 @@ class FakeEngine:
     """Runs what it is told as tasks that report; behaviour of a replica follows from its version's name.
 
     "bad": its constructor fails. "slow": ready when ``release`` is set. "busy": ends only when ``release`` is set.
-    It refuses the configuration "bad". What a builder does follows from the import path: see ``_builder``.
+    It refuses the configuration "bad". What a builder does follows from the import path: see ``_build``.
     """
 
     def __init__(self) -> None:
@@ -161,9 +162,14 @@ class FakeEngine:
         error = [""]
 
         async def say(phase: ReplicaPhase, message: str = "") -> None:
-            assert one.peer is not None
             report = ReplicaReport(config.id, phase, one.pid, message, running[0], error[0])
-            await one.peer.ask("report_replica", _encode(report))
+            while not one.stopping.is_set():  # the controller may be away for a while
+                with suppress(SkateError):
+                    if one.peer is None or one.peer.closed:
+                        one.peer = await connect(config.controller, name)
+                    await one.peer.ask("report_replica", _encode(report))
+                    return
+                await asyncio.sleep(0)
 
         async def take_up(exchange: Exchange) -> None:
             wish = msgspec.msgpack.decode(exchange.body, type=Reconfiguration)
@@ -174,34 +180,37 @@ class FakeEngine:
 
         one.listener = await listen(config.address, lambda exchange: _later(take_up(exchange)), name)
 
-        one.peer = await connect(config.controller, name)
         await say("loading")
         if version == "bad":
             await say("failed", "Traceback (most recent call last):\nValueError: bad constructor")
             self._ended(one, 1)
-            one.peer.close()
+            if one.peer is not None:
+                one.peer.close()
             return
         if version == "slow":
             await self.release.wait()
         await say("ready")
-        while not one.stopping.is_set():
+        while not one.stopping.is_set() and one.peer is not None:
             lost = asyncio.Event()
             one.peer.on_lost = lambda _, lost=lost: lost.set()
-            await _first(lost.wait(), one.stopping.wait())
-            while lost.is_set() and not one.stopping.is_set():
-                with suppress(Exception):
-                    one.peer = await connect(config.controller, name)
-                    await say("ready")
-                    break
-                await asyncio.sleep(0)
-        with suppress(Exception):
-            await say("draining")
+            if not one.peer.closed:
+                await _first(lost.wait(), one.stopping.wait())
+            if not one.stopping.is_set():
+                await say("ready")
+        if one.peer is not None:
+            with suppress(Exception):
+                report = ReplicaReport(config.id, "draining", one.pid, "", running[0], error[0])
+                await one.peer.ask("report_replica", _encode(report))
+            one.peer.close()
         if version == "busy":
             await self.release.wait()
-        one.peer.close()
         self._ended(one, 0)
 
     async def _builder(self, one: Fake) -> None:
+        await _first(self._build(one), one.stopping.wait())
+        self._ended(one, 1)  # unless it has
+
+    async def _build(self, one: Fake) -> None:
         """Import path "good": an application with the deployments that ``args`` names with their versions. "bad": it
         does not import. "dies": the process ends. "hangs": until ``release`` is set.
         """

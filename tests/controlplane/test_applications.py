@@ -17,7 +17,7 @@ from skate.core.config import AppConfig, ApplyRequest, ServeConfig
 from skate.core.errors import NotFoundError, OptionError
 from skate.core.specs import AppSpec, Change, DeploymentSpec, HealthReport, LoopReport
 from skate.engine.base import StopProcess
-from tests.controlplane.fakes import Desk, desk, until
+from tests.controlplane.fakes import Desk, Router, desk, until
 from tests.decide.world import deployment, goal
 
 
@@ -102,7 +102,6 @@ def test_an_order_that_is_being_built_survives_the_controller() -> None:
             here.start()
             client = await here.client()
             await until(lambda: first.stopping.is_set(), "the old builder's end")
-            here.engine.crash(first.spec.id)
             await until(lambda: here.engine.alive("builder"), "another builder")
             here.engine.release.set()
             await here.state("a", "RUNNING")
@@ -440,5 +439,24 @@ def test_a_wish_is_stored_as_a_whole_before_it_is_answered() -> None:
             assert (set(seen[0].orders), seen[0].goals["b"].deleting, seen[0].capacity) == ({"c"}, True, 50.0)
             await client.delete("c")
             assert not store.load().orders
+
+    asyncio.run(main())
+
+
+def test_two_applications_of_a_file_may_change_places() -> None:
+    async def main() -> None:
+        async with desk() as here:
+            client, router = await here.client(), Router()
+            (await here.connect("proxy 9")).subscribe("snapshots", b"", router.take, lambda error: None)
+            places = [("a", "/x"), ("b", "/y")], [("a", "/y"), ("b", "/x")]
+            for place in places:
+                here.clock.advance(1.0)
+                await client.apply(request(*(config(name, prefix=prefix, A="v1") for name, prefix in place)))
+                for name, _ in place:
+                    await here.state(name, "RUNNING")
+                expected = {prefix: name for name, prefix in place}
+                await until(lambda so=expected: {one.prefix: one.app for one in router.routes} == so, "routes")
+            with pytest.raises(OptionError, match="in use by application 'b'"):
+                await client.apply(request(config("a", prefix="/x", A="v1")))
 
     asyncio.run(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from skate.controlplane.sightings import PROXY_PREFIX, Sightings
-from skate.core.specs import ProxyReport
+from skate.core.specs import ProxyReport, ReplicaReport
 from skate.engine.base import ProcessSeen
 
 
@@ -20,3 +20,15 @@ def test_the_first_word_of_a_new_proxy_may_come_before_the_old_one_is_forgotten(
     here.process(ProcessSeen(name, "proxy", 2, False, 1), 2.0)
     here.forgotten(name)
     assert not here.observed.proxies and not here._proxy_reports
+
+
+def test_the_end_of_one_telling_does_not_hide_the_next_one() -> None:
+    here = Sightings(0.0)
+    here.process(ProcessSeen("a/A#1", "replica", 1, True), 0.0)
+    here.replica_said(ReplicaReport("a/A#1", "ready", 1, config="c1"), 0.0)
+    here.telling("a/A#1", "c2")
+    here.telling("a/A#1", "c3")
+    here.told("a/A#1", "c2")
+    assert here.observed.replicas["a/A"]["a/A#1"].telling == "c3"
+    here.told("a/A#1", "c3")
+    assert here.observed.replicas["a/A"]["a/A#1"].telling == ""

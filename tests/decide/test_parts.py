@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from skate.controlplane.decide import ledger, restart
 from skate.controlplane.decide.publish import Published, published
 from skate.controlplane.decide.rollout import Pace, Stage, Standing, to_start, to_stop
-from skate.controlplane.decide.values import Desired, Failures, Memory, Observed
+from skate.controlplane.decide.values import Desired, Failures, Goal, Memory, Observed
 from skate.controlplane.publications import Publications
 from skate.core.specs import Counts, DeploymentTarget, LedgerReport, ReplicaTarget, Route, Snapshot
-from tests.decide.world import deployment, goal
+from tests.decide.world import deployment, goal, random_goal
 
 targets = st.builds(
     DeploymentTarget,
@@ -174,3 +177,26 @@ def test_a_failure_before_the_machines_clock_began_anew_keeps_nobody_waiting() -
     assert not restart.is_loop(restart.forgotten(before, 10.0), 1)
     again = restart.noted(before, 1, False, 10.0, "")
     assert (again.in_a_row, again.recent, again.last_at) == (3, 1, 10.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_wanted_with_another_application_is_what_it_would_be_from_the_beginning(seed: int) -> None:
+    chance, desired = random.Random(seed), Desired(proxies=("0",), capacity=50.0)
+    for step in range(40):
+        name = chance.choice("abc")
+        before = desired.apps.get(name)
+        made: Goal | None = random_goal(chance, name, before, float(step), calm=False)
+        drawn = chance.random()
+        if before is not None and drawn < 0.5:
+            parts = (replace(before.spec, deployments=(deployment(name, "Old"),)),)
+            made = chance.choice(
+                [None, replace(before, deleting=True), replace(before, worked=True), replace(before, retiring=parts)]
+            )
+        elif made is not None and drawn > 0.8:
+            made = replace(made, spec=replace(made.spec, route_prefix=chance.choice([None, "/a", "/b"])))
+        if chance.random() < 0.7:
+            assert len(desired.wanted) >= len(desired.routes)  # both are made, or are not
+        desired = desired.with_app(name, made)
+        anew = Desired(desired.apps, ("0",), 50.0)
+        assert desired == anew and desired.wanted == anew.wanted
+        assert desired.routes == anew.routes and desired.leaving == anew.leaving

@@ -80,9 +80,8 @@ class Process:
     refused: str = ""
     tried: tuple[str, int, str] = ("", 0, "")  # whose start it was
     strikes: int = 0
-    grace: float = 0.0  # what it gives its requests, as the controllers have heard, and
+    grace: float = 0.0  # what it gives its requests, and
     telling_grace: float = 0.0  # of what it is being told
-    taken_grace: float | None = None  # taken up and not yet heard
     asked_at: float | None = None  # first told to stop
 
     def seen(self) -> ReplicaSeen:
@@ -194,7 +193,6 @@ class World:
                 one.strikes += 1
             if one.heard == one.phase or self.calm or chance.random() < 0.7:
                 one.heard_config = one.config
-                one.grace, one.taken_grace = one.grace if one.taken_grace is None else one.taken_grace, None
             if one.heard != one.phase and (self.calm or chance.random() < 0.7):
                 one.heard = one.phase
 
@@ -205,7 +203,7 @@ class World:
             one.refused, one.config, one.heard_config = one.telling, UNSURE_CONFIG, UNSURE_CONFIG
         elif drawn < 0.6 or self.calm:
             one.config = one.heard_config = one.telling
-            one.grace, one.taken_grace = one.telling_grace, None
+            one.grace = one.telling_grace
             one.refused = ""
         one.telling = ""
 

@@ -35,11 +35,18 @@ class Applications:
 
     # -- deploying ------------------------------------------------------------------------------
 
-    def deploy(self, app: AppSpec, by: str, cause: str = "deploy", source: AppConfig | None = None) -> int:
-        """Wants this application, whatever had its name; its revision."""
+    def deploy(
+        self,
+        app: AppSpec,
+        by: str,
+        cause: str = "deploy",
+        source: AppConfig | None = None,
+        moving: Iterable[str] = (),
+    ) -> int:
+        """Wants this application, whatever had its name; its revision. ``moving``: who gives its route free."""
         state = self._state
         self.refuse_if_ending()
-        self._refuse_conflicts([(app.name, app.route_prefix)])
+        self._refuse_conflicts([(app.name, app.route_prefix)], moving)
         before = state.goals.get(app.name)
         at = state.clock.wall()
         if before is not None and before.spec == app and not before.deleting and not self._is_failing(before):
@@ -101,8 +108,9 @@ class Applications:
         return [name for name in (*declared, *ordered) if name not in named]
 
     def built(self, order: Order, app: AppSpec) -> None:
-        """An order was built."""
-        self.deploy(app, order.by, source=order.config)
+        """An order was built. Others that are being built have agreed with it about routes: two may change places."""
+        moving = [name for name, other in self._state.orders.items() if not other.error]
+        self.deploy(app, order.by, source=order.config, moving=moving)
 
     def not_built(self, order: Order, error: str) -> None:
         """An order could not be built; what ran before goes on."""

@@ -173,10 +173,17 @@ class Sightings:
         self._proxy_changed(report.id)
 
     def telling(self, id: str, config: str) -> None:
-        """A replica is being told a configuration; "": that is over."""
+        """A replica is being told a configuration."""
         record = self._replicas.get(id)
         if record is not None and record.telling != config:
             record.telling = config
+            self._changed(id)
+
+    def told(self, id: str, config: str) -> None:
+        """That is over; it may be told another one by now."""
+        record = self._replicas.get(id)
+        if record is not None and record.telling == config:
+            record.telling = ""
             self._changed(id)
 
     # -- how it fits together -------------------------------------------------------------------

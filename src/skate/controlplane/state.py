@@ -66,13 +66,13 @@ class State:
         """An application is wanted so from now on. It was stored."""
         before = self.goals.get(goal.spec.name)
         self.goals[goal.spec.name] = goal
-        self._wishes_changed(goal, before)
+        self._wishes_changed(goal.spec.name, goal, before)
 
     def drop_goal(self, name: str) -> None:
         """Nothing of a deleted application is left."""
         goal = self.goals.pop(name)
         self.records.put(Row("goal", name))
-        self._wishes_changed(goal, None)
+        self._wishes_changed(name, None, goal)
 
     def set_order(self, order: Order) -> None:
         """An application is being built, or could not be. It was stored, or will be."""
@@ -89,12 +89,17 @@ class State:
     def set_capacity(self, capacity: float | None) -> None:
         """All numbers of replicas are scaled to this many percent."""
         if capacity != self.capacity:
-            self.rising = None not in (capacity, self.capacity) and (capacity or 0.0) > (self.capacity or 0.0)
-            self.capacity = capacity
+            self.rising, self.capacity = self._rises(capacity), capacity
             self.records.put(self.rest_row(capacity))
             self.desired = self._desired()
             self.dirty = None
             self.changed.set()
+
+    def _rises(self, capacity: float | None) -> bool:
+        """Whether the capacity, once it is this, was raised last."""
+        if capacity == self.capacity:
+            return self.rising
+        return capacity is not None and self.capacity is not None and capacity > self.capacity
 
     def end(self) -> None:
         """The instance shall end."""
@@ -111,7 +116,7 @@ class State:
 
     def rest_row(self, capacity: float | None) -> Row:
         """What is stored of no deployment in particular."""
-        return Row("rest", REST, Rest(replace(self.memory, deployments={}), capacity, self.rising))
+        return Row("rest", REST, Rest(replace(self.memory, deployments={}), capacity, self._rises(capacity)))
 
     def counts(self) -> Counts:
         """The counts of calls of the whole instance."""
@@ -125,9 +130,9 @@ class State:
             for key, made in self.scalings.items()
         }
 
-    def _wishes_changed(self, *goals: Goal | None) -> None:
-        self.desired = self._desired()
-        self.touch(key for goal in goals if goal is not None for key in goal.keys)
+    def _wishes_changed(self, name: str, goal: Goal | None, before: Goal | None) -> None:
+        self.desired = self.desired.with_app(name, goal)
+        self.touch(key for one in (goal, before) if one is not None for key in one.keys)
         self.statuses.bump()
 
     def _desired(self) -> Desired:

@@ -189,7 +189,7 @@ class SqliteStore:
     def _open(self, there: bool = False) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
-        db.text_factory = lambda text: text.decode(errors="replace")  # a damaged name is one that no digest fits
+        db.text_factory = _text
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
@@ -200,6 +200,8 @@ class SqliteStore:
                 raise sqlite3.DatabaseError(f"torn: {found}")
             for table in (ROWS, EVENTS):
                 db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            for columns in ("kind, name, data, digest FROM rows", "id, app, data, digest FROM events"):
+                db.execute(f"SELECT {columns} LIMIT 0")
             if self._durable:
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # a file without its -wal is a file all the same
         except BaseException:
@@ -329,14 +331,21 @@ def _rescued(path: str) -> tuple[list[Any], list[Any]]:
     """The rows and events of a torn file that are whole: read from both ends up to the torn place."""
     rows: dict[Any, Any] = {}
     events: dict[Any, Any] = {}
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+    torn = (sqlite3.Error, UnicodeDecodeError)
+    with contextlib.suppress(*torn), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.text_factory = _text
         for order in ("ASC", "DESC"):
             for query, found in (("SELECT * FROM rows", rows), ("SELECT * FROM events", events)):
-                with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+                with contextlib.suppress(*torn):
                     for row in db.execute(f"{query} ORDER BY rowid {order}"):
                         found[row[:2] if found is rows else row[0]] = row
     whole = [row for row in rows.values() if _is_whole(*row)]
     return whole, [row for row in events.values() if _event(row) is not None]
+
+
+def _text(data: bytes) -> str:
+    """Whatever stands there: what is damaged fits no digest."""
+    return data.decode(errors="replace")
 
 
 def _of_event(event: Event) -> tuple[int, str, bytes, bytes]:

@@ -49,5 +49,5 @@ class Tellings:
             logger.debug("replica %s was not reconfigured: %s", id, error)
             await self._state.clock.sleep(TELL_AGAIN_S)
         finally:
-            self._state.sightings.telling(id, "")
+            self._state.sightings.told(id, wish.config)
             self._state.touch()

@@ -83,8 +83,11 @@ def adopted(stranger: ReplicaSeen, ordinal: int) -> ReplicaMemory:
     return ReplicaMemory("", ordinal_of(stranger.id) or ordinal, ADOPTED_GRACE_S)
 
 
-def survey(remembered: dict[str, ReplicaMemory], group: Group, now: float) -> Survey:
-    """Looks at every remembered replica of a deployment once."""
+def survey(
+    remembered: dict[str, ReplicaMemory], group: Group, now: float, found: frozenset[str] = frozenset()
+) -> Survey:
+    """Looks at every remembered replica of a deployment once. ``found``: those that a controller before this one had,
+    which may have been killed before it told them to stop."""
     made = Survey()
     for id, replica in remembered.items():
         seen = group.get(id)
@@ -92,6 +95,8 @@ def survey(remembered: dict[str, ReplicaMemory], group: Group, now: float) -> Su
             _note_end(made, id, replica, seen)
         else:
             made.replicas[id] = _look_at(made, replica, seen, now)
+            if id in found and replica.stop_by is not None and now < replica.stop_by and seen.phase != "draining":
+                made.actions.append(StopReplica(id, max(FAILED_GRACE_S, replica.stop_by - OVERDUE_S - now)))
     made.actions.extend(Forget(id, "replica") for id, seen in group.items() if not seen.alive)
     return made
 

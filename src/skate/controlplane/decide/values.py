@@ -7,6 +7,7 @@ again with it (or without it) goes on where the last one stopped.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -53,6 +54,14 @@ class Goal(msgspec.Struct, frozen=True):
         """The keys of all deployments that belong to it."""
         return tuple(spec.key for app in (*self.retiring, self.spec) for spec in app.deployments)
 
+    def wanted(self) -> dict[str, Wanted]:
+        """Its deployments that shall run, by key."""
+        return {
+            spec.key: Wanted(spec, self if app is self.spec else replace(self, spec=app))
+            for app in (() if self.deleting else (self.spec, *self.retiring))
+            for spec in app.deployments
+        }
+
     @property
     def ingress(self) -> str:
         """The deployment that answers for the application: a former one until this revision has replaced it."""
@@ -98,13 +107,20 @@ class Desired:
     @cached_property
     def wanted(self) -> dict[str, Wanted]:
         """The deployments that shall run, by key."""
-        return {
-            spec.key: Wanted(spec, goal if app is goal.spec else replace(goal, spec=app))
-            for goal in self.apps.values()
-            if not goal.deleting
-            for app in (goal.spec, *goal.retiring)
-            for spec in app.deployments
-        }
+        return {key: wanted for goal in self.apps.values() for key, wanted in goal.wanted().items()}
+
+    def with_app(self, name: str, goal: Goal | None) -> Desired:
+        """The same with another goal for one application, None: without it. What that does not concern is kept."""
+        before = self.apps.get(name)
+        apps = {one: it for one, it in self.apps.items() if one != name} if goal is None else {**self.apps, name: goal}
+        made = dataclasses.replace(self, apps=apps)
+        if "wanted" in self.__dict__:
+            news = goal.wanted() if goal is not None else {}
+            gone = {key for key in (before.keys if before is not None else ()) if key not in news}
+            made.__dict__["wanted"] = {**{key: it for key, it in self.wanted.items() if key not in gone}, **news}
+        if "routes" in self.__dict__ and _route_of(before) == _route_of(goal):
+            made.__dict__["routes"] = self.routes
+        return made
 
     @cached_property
     def leaving(self) -> tuple[str, ...]:
@@ -114,12 +130,20 @@ class Desired:
     @cached_property
     def routes(self) -> tuple[Route, ...]:
         """Which path leads to which application."""
-        found = [
-            Route(goal.spec.route_prefix, goal.spec.name, goal.ingress)
-            for goal in self.apps.values()
+        latest_last = sorted(self.apps.values(), key=lambda goal: goal.deployed_at)  # two may be about to change places
+        found = {
+            goal.spec.route_prefix: Route(goal.spec.route_prefix, goal.spec.name, goal.ingress)
+            for goal in latest_last
             if not goal.deleting and goal.spec.route_prefix is not None
-        ]
-        return tuple(sorted(found, key=lambda route: route.prefix))
+        }
+        return tuple(found[prefix] for prefix in sorted(found))
+
+
+def _route_of(goal: Goal | None) -> tuple[object, ...]:
+    """All that the routes go by."""
+    if goal is None or goal.deleting or goal.spec.route_prefix is None:
+        return ()
+    return goal.spec.route_prefix, goal.spec.name, goal.ingress, goal.deployed_at
 
 
 # -- seen ---------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class _Round:
                 self.wakes[key] = None
                 return
         remembered = self._with_strangers(key, before.replicas if before is not None else {})
-        found = survey(remembered, group, self.now)
+        found = survey(remembered, group, self.now, self.observed.found)
         self.actions.extend(found.actions)
         after: DeploymentMemory | None
         if wanted is not None:
