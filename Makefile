@@ -16,7 +16,7 @@ help:
 	@echo "make format   let ruff put the source into its form"
 	@echo "make bench    run the short benchmark (a minute, beside uvicorn)"
 	@echo "make bench-peers  run all of it beside all peers (20 minutes; ARGS=--quick: 5); needs wrk"
-	@echo "make bench-control  scaling, updates, deaths under load, decisions and statuses (about two minutes)"
+	@echo "make bench-control  scaling, updates, deaths under load, decisions and statuses (about three minutes)"
 	@echo "make soak     all kinds of calls at once for SOAK_SECONDS (180), then: nothing lost, nothing open, nothing grown"
 	@echo "make chaos    everything is killed, halted, changed, filled and cut for CHAOS_SECONDS (180), by CHAOS_SEED (1)"
 	@echo "make fuzz     the property tests of wire and HTTP, with thousands of new examples (some minutes)"

@@ -1,4 +1,4 @@
-"""The benchmark of the control plane: ``python -m benchmarks.control`` (``make bench-control``), about two minutes.
+"""The benchmark of the control plane: ``python -m benchmarks.control`` (``make bench-control``), about three minutes.
 
 Law: everything is bounded in count and time, runs on the loopback, in a runtime folder of its own, and ends with this
 process, however that ends. A figure that is short is no failure; one that cannot be measured is.

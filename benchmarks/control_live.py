@@ -285,11 +285,18 @@ def measure_deaths() -> Section:
     figures: list[Figure] = []
     remarks: list[str] = []
     with deployed(REPLICAS):
-        for name, kill, took, lossless in deaths:
-            changes = [under_load(kill) for _ in range(ROUNDS)]
+        for name, death, took, lossless in deaths:
+            changes = [under_load(death) for _ in range(ROUNDS)]
             figures += figures_of(f"kill -9 of {name}", changes, took, lossless)
             remarks += said(name.partition(",")[0], changes)
     return Section(f"Deaths under {RATE:,.0f} requests/s", tuple(figures), remarks=tuple(remarks))
+
+
+def kill(pid: int) -> None:
+    """Raises MeasureError where there is no process: 0 would be all of our own."""
+    if pid <= 1:
+        raise MeasureError(f"there is no process {pid} to kill")
+    os.kill(pid, signal.SIGKILL)
 
 
 def family() -> tuple[int, int]:
@@ -309,21 +316,21 @@ def family() -> tuple[int, int]:
 def kill_supervisor() -> None:
     """Until its standby has taken over; the next standby is waited for before."""
     primary, standby = family()
-    os.kill(primary, signal.SIGKILL)
+    kill(primary)
     until(lambda: running_pid(instances.find().runtime_dir) == standby)
 
 
 def kill_standby() -> None:
     """Until there is another one."""
     _, standby = family()
-    os.kill(standby, signal.SIGKILL)
+    kill(standby)
     until(lambda: family()[1] != standby)
 
 
 def kill_controller() -> None:
     """Until the next one answers."""
     pid = serve.status().controller_pid
-    os.kill(pid, signal.SIGKILL)
+    kill(pid)
     until(lambda: status().controller_pid not in (0, pid))
 
 
@@ -331,7 +338,7 @@ def kill_replica() -> None:
     """Until as many as before are ready."""
     before = replicas(serve.status())
     id, pid = next(iter(before.items()))
-    os.kill(pid, signal.SIGKILL)
+    kill(pid)
     until(lambda: len(found := replicas(status())) == REPLICAS and id not in found)
 
 
@@ -339,7 +346,7 @@ def kill_proxy() -> None:
     """Until all are healthy."""
     proxies = serve.status().proxies
     pid = proxies["1"].pid
-    os.kill(pid, signal.SIGKILL)
+    kill(pid)
 
     def back() -> bool:
         seen = status().proxies

@@ -245,6 +245,23 @@ def test_a_stop_that_is_under_way_goes_on(world: World) -> None:
         asyncio.run(scenario(instance))
 
 
+def test_who_is_halted_while_the_supervisor_dies_lives_on(world: World) -> None:
+    """The kernel sends SIGHUP to a halted process group that has lost its parent."""
+    controller, started = controlling(world, x1="obey")
+
+    async def scenario(instance: Launched) -> None:
+        async with engine_of(instance) as engine:
+            pid = marked(started["x1"])["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            kill_primary(world)
+            os.kill(pid, signal.SIGCONT)
+            await engine.perform(StopProcess("x1", LIMIT_S))
+            assert (await ended(engine, "x1")).exit_code == 0
+
+    with world.launched(controller) as instance:
+        asyncio.run(scenario(instance))
+
+
 @pytest.mark.parametrize("kills", [6])
 def test_what_is_started_while_supervisors_die_is_started_once(world: World, kills: int) -> None:
     """The answer may be lost, the process not, and none runs that nobody knows."""

@@ -71,6 +71,7 @@ def live(spec: ProcessSpec, birth: Birth, slot: int) -> NoReturn:
 def _settle(spec: ProcessSpec, birth: Birth) -> output.Log | None:
     """From a copy of the supervisor to a process of its own; its log. Its signals stay blocked until its loop hears
     them."""
+    signal.signal(signal.SIGHUP, _ignore)  # sent by the kernel to a halted group whose parent dies: we outlive that
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
