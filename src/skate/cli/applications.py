@@ -232,5 +232,7 @@ def rollback(app: str, revision: int | None, no_wait: bool, limit_s: float) -> N
     if app in status.applications and status.applications[app].status == "DELETING":
         warn(f"application {app} is being deleted")
     number = ordered(lambda client: client.rollback(app, revision, by))
-    click.echo(f"Application {app}: revision {number} is {f'revision {revision}' if revision else 'the one before'}")
+    goes_on = app in status.applications and status.applications[app].revision == number
+    what = f"revision {revision}" if revision else "what serves already" if goes_on else "the one before that worked"
+    click.echo(f"Application {app}: revision {number} is {what}")
     _wait_or_go({app: number}, by, no_wait, limit_s)
