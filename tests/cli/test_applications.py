@@ -115,6 +115,14 @@ def test_an_application_that_fails_is_exit_code_1_with_its_reason(here: FakeInst
     assert "ValueError: no model" in result.stderr
 
 
+def test_an_application_that_somebody_else_replaced_meanwhile_is_a_failure(here: FakeInstance) -> None:
+    here.controller.statuses = [BEGINNING, with_app(BOTH_RUN, "two", deployed_by="skate deploy other.yaml (pid 7)")]
+    result = invoke("deploy", "apps.yaml")
+    assert result.exit_code == 1
+    assert "'two' was replaced before it was ready, by skate deploy other.yaml (pid 7)" in result.stderr
+    assert "goes on serving" not in result.stdout
+
+
 def test_what_is_being_built_is_not_there_yet(here: FakeInstance) -> None:
     built_again = with_app(ONE_RUNS, "one", status="DEPLOYING", message="importing pack:app; what ran before goes on")
     here.controller.statuses = [built_again, BOTH_RUN]

@@ -226,6 +226,8 @@ def test_a_plan_says_what_a_deploy_would_do_and_does_nothing() -> None:
                 Change("C", "remove"),
             )
             assert plans["x"].error == "ImportError: no"
+            with pytest.raises(OptionError, match="in use by application 'gone'"):
+                await client.plan(request(config("other", prefix="/gone", A="v1")))
             assert len(await client.events()) == before and set(here.controller.calls.status().applications) == {
                 "a",
                 "gone",

@@ -43,7 +43,8 @@ def test_a_renamed_deployment_answers_until_the_new_one_is_there_and_ends_its_ca
             await client.deploy(app("B", "bad"))
             await fail(here)
             assert (answering(router), router.ids("a/A")) == ("A", ["a/A#1"])  # the version that never started is none
-            assert list((await client.status()).applications["a"].deployments) == ["B", "A"]
+            shown = (await client.status()).applications["a"].deployments
+            assert list(shown) == ["B", "A"] and shown["A"].status_trigger == "DELETING"
             await report_calls(proxy, {"a/A": LedgerReport(accepted=1, open=1, queued=1)})
             await client.deploy(app("C"))
             await here.state("a", "RUNNING")

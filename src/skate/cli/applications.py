@@ -98,14 +98,14 @@ def deploy(
     if unused := targets.of_instance(config):
         warn(f"{' and '.join(unused)} of {target} count when an instance is started; this one keeps its own")
     numbers = ordered(lambda client: client.apply(order))
-    _wait_or_go(dict.fromkeys(numbers), no_wait, limit_s)
+    _wait_or_go(dict.fromkeys(numbers), order.by, no_wait, limit_s)
 
 
-def _wait_or_go(wanted: Mapping[str, int | None], no_wait: bool, limit_s: float) -> None:
+def _wait_or_go(wanted: Mapping[str, int | None], by: str, no_wait: bool, limit_s: float) -> None:
     if no_wait:
         click.echo(f"Stored: {', '.join(wanted)}. See how it goes: skate status")
         return
-    code = Wait(instances.find(), wanted, screen(), SystemClock()).run(limit_s)
+    code = Wait(instances.find(), wanted, by, screen(), SystemClock()).run(limit_s)
     click.get_current_context().exit(code)
 
 
@@ -232,5 +232,7 @@ def rollback(app: str, revision: int | None, no_wait: bool, limit_s: float) -> N
     if app in status.applications and status.applications[app].status == "DELETING":
         warn(f"application {app} is being deleted")
     number = ordered(lambda client: client.rollback(app, revision, by))
-    click.echo(f"Application {app}: revision {number} is {f'revision {revision}' if revision else 'the one before'}")
-    _wait_or_go({app: number}, no_wait, limit_s)
+    goes_on = app in status.applications and status.applications[app].revision == number
+    what = f"revision {revision}" if revision else "what serves already" if goes_on else "the one before that worked"
+    click.echo(f"Application {app}: revision {number} is {what}")
+    _wait_or_go({app: number}, by, no_wait, limit_s)

@@ -1,8 +1,9 @@
 """How far the applications have come that somebody asked for. A value machine: statuses in, what was reached out.
 
 Law: an application is there when it is RUNNING at the revision that was asked for, or a later one; it has failed when
-that revision has, or when it is gone again. What was ordered has no revision before it is built; until then the
-status says DEPLOYING, so RUNNING means that it is built.
+that revision has, when it is gone again, or, if it is known who asks, when somebody else has asked for another.
+What was ordered has no revision before it is built; until then the status says DEPLOYING, so RUNNING means that it is
+built.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ class Reached:
 
 class Progress:
     """``wanted``: the revision by name; None of what was ordered. It is shown statuses only that were taken after those
-    were stored."""
+    were stored. ``by``: who asked, as the status will say it."""
 
-    def __init__(self, wanted: Mapping[str, int | None]) -> None:
+    def __init__(self, wanted: Mapping[str, int | None], by: str | None = None) -> None:
+        self._by = by
         self.wanted = dict(wanted)
         self.failed: dict[str, str] = {}
         self._open = dict(wanted)
@@ -53,6 +55,8 @@ class Progress:
             return Reached(name, None, f"application {name!r} was deleted while it was starting")
         if revision is not None and app.revision < revision:
             return None
+        if self._by is not None and app.deployed_by and app.deployed_by != self._by:
+            return Reached(name, app, f"application {name!r} was replaced before it was ready, by {app.deployed_by}")
         if app.status == "RUNNING":
             return Reached(name, app)
         if app.status == "DEPLOY_FAILED":

@@ -20,18 +20,24 @@ from skate.cli.words import duration, ready_line
 from skate.controlplane.instance import Instance
 from skate.core.clock import Clock
 from skate.core.errors import DeployError, NotRunningError
-from skate.core.specs import ServeStatus
+from skate.core.specs import ApplicationStatus, ServeStatus
 from skate.dataplane import caller as callers
 
 FAILED_CODE = 1
 
 
-class Wait:
-    """One wait. ``wanted``: revisions by application; None of what was ordered to be built."""
+def _serves(app: ApplicationStatus) -> bool:
+    return any(replica.phase == "ready" for one in app.deployments.values() for replica in one.replicas)
 
-    def __init__(self, instance: Instance, wanted: Mapping[str, int | None], screen: Screen, clock: Clock) -> None:
+
+class Wait:
+    """One wait. ``wanted``: revisions by application; None of what was ordered to be built. ``by``: who asked."""
+
+    def __init__(
+        self, instance: Instance, wanted: Mapping[str, int | None], by: str, screen: Screen, clock: Clock
+    ) -> None:
         self._instance = instance
-        self._progress = Progress(wanted)
+        self._progress = Progress(wanted, by)
         self._screen = screen
         self._clock = clock
         self._inbox: Inbox[Seen | Gone] = Inbox()
@@ -78,10 +84,7 @@ class Wait:
             self._screen.settle()
         if reached.failure is not None or reached.app is None:
             self._screen.error(said(DeployError(reached.failure or "")))
-            kept = reached.app is not None and any(
-                replica.phase == "ready" for one in reached.app.deployments.values() for replica in one.replicas
-            )
-            if kept:
+            if reached.app is not None and reached.app.status == "DEPLOY_FAILED" and _serves(reached.app):
                 self._screen.line(f"What ran of {reached.name} before goes on serving.")
         else:
             self._screen.line(ready_line(status, reached.app, self._clock.now() - self._began))

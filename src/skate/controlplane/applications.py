@@ -74,8 +74,7 @@ class Applications:
         """Wants these applications to be built and then deployed; the number of each order."""
         state, config = self._state, request.config
         self.refuse_if_ending()
-        leaving = self.pruned(request)
-        self._refuse_conflicts([(app.name, app.route_prefix) for app in config.applications], leaving)
+        leaving = self.refuse_conflicts(request)
         at = state.clock.wall()
         orders: list[Order] = []
         for app in config.applications:
@@ -97,6 +96,12 @@ class Applications:
             state.set_goal(goal)
         state.set_capacity(config.target_capacity)
         return {order.config.name: order.number for order in orders}
+
+    def refuse_conflicts(self, request: ApplyRequest) -> list[str]:
+        """The applications that go with this request. Raises OptionError where a path would lead to two."""
+        leaving = self.pruned(request)
+        self._refuse_conflicts([(app.name, app.route_prefix) for app in request.config.applications], leaving)
+        return leaving
 
     def pruned(self, request: ApplyRequest) -> list[str]:
         """The applications that a request with ``prune`` deletes: from a configuration, and not named any more."""

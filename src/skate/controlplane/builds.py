@@ -90,14 +90,15 @@ class Builds:
             self.answered(BuildResult(id, error="the process that imported the application is gone without a trace"))
 
     async def plan(self, request: ApplyRequest) -> list[AppPlan]:
-        """What deploying this would do; nothing of it is stored."""
+        """What deploying this would do; nothing of it is stored. Raises OptionError (routes in use)."""
+        leaving = self._applications.refuse_conflicts(request)
         orders = [
             Order(app, 0, 0.0, request.by, request.config.logging_config, request.sys_path, request.cwd)
             for app in request.config.applications
         ]
         made = await asyncio.gather(*(self._result(order) for order in orders))
         plans = [self._app_plan(order, result) for order, result in zip(orders, made, strict=True)]
-        return plans + [AppPlan(name, "remove") for name in self._applications.pruned(request)]
+        return plans + [AppPlan(name, "remove") for name in leaving]
 
     def _app_plan(self, order: Order, result: BuildResult) -> AppPlan:
         goal = self._state.goals.get(order.config.name)

@@ -379,7 +379,8 @@ def find() -> Instance:
         runtime_dir = environment().runtime_dir
         if running_pid(runtime_dir) is None:
             raise NotRunningError(
-                "no Skate instance is running: start one with `skate start`, `skate run module:app` or serve.run(app)"
+                f"no Skate instance is running in {runtime_dir}: start one with `skate start`, `skate run module:app` "
+                "or serve.run(app), or name another one with SKATE_INSTANCE or SKATE_RUNTIME_DIR"
             )
         _mine = Instance(f"unix:{os.path.join(runtime_dir, 'controller.sock')}", None, runtime_dir)
         return _mine

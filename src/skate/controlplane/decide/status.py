@@ -120,7 +120,11 @@ def application_status(
     deployments = {
         spec.name: replace(
             deployment_status(
-                spec, living_replicas(spec.key, observed, memory), current(goal, spec, memory), now, goal.deleting
+                spec,
+                living_replicas(spec.key, observed, memory),
+                current(goal, spec, memory),
+                now,
+                goal.deleting or memory.ending,
             ),
             autoscaling=scalings.get(spec.key),
         )
@@ -182,13 +186,15 @@ def deployment_status(
     if memory is not None:
         state, trigger, message = deployment_state(spec, living, memory)
         crash_loop = crash_loop_of(spec, memory, now)
+    if deleting:
+        state, trigger, message, crash_loop = "UPDATING", "DELETING", "", None
     return DeploymentStatus(
         name=spec.name,
         status=state,
         message=message,
         target_replicas=memory.target if memory is not None else spec.options.replicas,
         replicas=tuple(replica_status(replica, seen, now) for replica, seen in living),
-        status_trigger="DELETING" if deleting else trigger,
+        status_trigger=trigger,
         version=spec.version,
         crash_loop=crash_loop,
     )
