@@ -134,6 +134,7 @@ def test_a_rollback_waits_for_its_revision(here: FakeInstance) -> None:
     here.controller.statuses = [old, with_app(old, "one", status="DEPLOY_FAILED"), BOTH_RUN]
     result = invoke("rollback", "one")
     assert (result.exit_code, result.stderr) == (0, "")
+    assert "revision 3 is the one before that worked" in result.stdout
 
 
 def test_a_deleted_application_is_a_failure(here: FakeInstance) -> None:
@@ -327,7 +328,7 @@ def test_history_of_nothing(here: FakeInstance) -> None:
     assert (result.exit_code, result.stderr) == (1, "error: there is no application 'nix'\n")
 
 
-@pytest.mark.parametrize(("words", "to", "said"), [((), None, "the one before"), (("--to", "1"), 1, "revision 1")])
+@pytest.mark.parametrize(("words", "to", "said"), [((), None, "what serves already"), (("--to", "1"), 1, "revision 1")])
 def test_a_rollback_waits_like_a_deploy(here: FakeInstance, words: tuple[str, ...], to: int | None, said: str) -> None:
     result = invoke("rollback", "one", *words)
     assert result.exit_code == 0
