@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skate.controlplane import policies
 from skate.controlplane.decide.policy import Answer, AutoscalingContext
 from skate.controlplane.policies import Place, Policies
 from skate.core.clock import SystemClock
@@ -157,3 +159,15 @@ def test_applications_in_two_folders_have_each_its_own_modules_of_one_name(tmp_p
                 assert (answer.error, answer.number) == ("", number)
 
     play(scene)
+
+
+def test_modules_that_were_there_before_are_left_alone(tmp_path: Path) -> None:
+    """Inline the process is others', too: what they imported stays the very module that it is."""
+    ours = sys.modules[__name__]
+    text = "def policy(context, memory):\n    return 1, None\n"
+    for folders in (("one", str(Path(__file__).parents[2])), ("two",)):
+        folder = tmp_path / folders[0]
+        folder.mkdir()
+        (folder / "policy_of_two_folders.py").write_text(text)
+        policies._load(AutoscalingPolicy("policy_of_two_folders:policy"), Place((str(folder), *folders[1:])))
+    assert sys.modules[__name__] is ours

@@ -33,6 +33,7 @@ THREADS_MAX = 64  # questions under way, those that hang included
 
 _importing = threading.Lock()
 _Stamp = tuple[tuple[str, ...], tuple[int, int]]  # where a module was looked for, and what its file was
+_ours: set[str] = set()  # modules that were imported for policies and for nobody else; inline there are others
 _stamps: dict[str, _Stamp] = {}  # of the modules that policies were imported from
 
 
@@ -158,11 +159,15 @@ def _load(policy: AutoscalingPolicy, place: Place) -> Callable[[Any, Any], Any]:
     with _importing:
         others = {folder for known, _ in _stamps.values() for folder in known if folder not in folders}
         elsewhere = tuple(folder.rstrip(os.sep) + os.sep for folder in others)
-        forget(module for module, file in imported().items() if file.startswith(elsewhere))  # of the same names, maybe
-        if name in _stamps and _stamps[name] != (folders, _stamp(name)):
+        before = imported()
+        forget(module for module in _ours if before.get(module, "").startswith(elsewhere))  # of the same names, maybe
+        if name in _ours and name in _stamps and _stamps[name] != (folders, _stamp(name)):
             sys.modules.pop(name, None)
             importlib.invalidate_caches()
-        found = resolve_within(path, folders)
+        try:
+            found = resolve_within(path, folders)
+        finally:
+            _ours.update(imported().keys() - before.keys())
         _stamps[name] = (folders, _stamp(name))
     return made(found, policy.policy_kwargs)
 

@@ -118,7 +118,7 @@ class Worker:
             apply_environment(self.config)
             if not self.life.inline:  # there they are others', too
                 renew(self.config.sources)
-            install(self.config.sources)
+                install(self.config.sources)
             code = load(self.spec.code)
             args, kwargs = loads(self.spec.init)
             stage = "its constructor"
