@@ -187,6 +187,20 @@ def imported() -> dict[str, str]:
     }
 
 
+_at_fork: dict[str, str] | None = None  # what ``imported`` said before this process was forked
+_counted = -1  # modules there were then
+
+
+def _before_fork() -> None:
+    """Whoever forks many looks once: a forked process that touches every module gets a copy of its memory."""
+    global _at_fork, _counted
+    if len(sys.modules) != _counted:
+        _at_fork, _counted = imported(), len(sys.modules)
+
+
+os.register_at_fork(before=_before_fork)
+
+
 def forget(modules: Iterable[str]) -> None:
     """Whoever imports these modules from now on gets them anew."""
     for name in modules:
@@ -199,7 +213,7 @@ def forget(modules: Iterable[str]) -> None:
 def renew(sources: Mapping[str, Source] = MappingProxyType({})) -> None:
     """Forgets the user's own modules that were imported before this process was forked, all of them, if the file of one
     was edited since, or one is another text than in ``sources``. What is unchanged stays: it is shared memory."""
-    own = imported()
+    own = imported() if _at_fork is None else _at_fork
     if any(_is_edited(file) for file in own.values()) or any(
         name in own and _read(own[name]) != text_of(source) for name, source in sources.items()
     ):
