@@ -157,6 +157,9 @@ if {news!r} == "edited":
     sources._BORN = 0.0
 if {news!r} == "kept":
     kept["shop.prices"] = msgspec.structs.replace(kept["shop.prices"], text=zlib.compress(b"PRICE = 3\\n"))
+sources.renew({{}})
+assert sys.modules["shop.app"] is before, "its own modules were forgotten"
+sources._PID = 0  # as if it was forked
 sources.renew(kept)
 sources.install(kept)
 import shop.app as after

@@ -30,7 +30,6 @@ ENTRY = "skate.controlplane.builder:run"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("skate.controlplane.builder.renew", lambda: None)  # it would forget the tests themselves
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:

@@ -29,6 +29,7 @@ MODULES_MAX = 1000  # of one application; beyond that the texts are not kept
 BYTES_MAX = 8 * 1024 * 1024  # of all texts together, before compression
 _FILES_MAX = 4096  # of which the imports are remembered
 
+_PID = os.getpid()  # of the process that imported this; what was forked from it has another
 _BORN = SystemClock().wall()  # of this process or of what it was forked from: before user code was preloaded
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -212,7 +213,10 @@ def forget(modules: Iterable[str]) -> None:
 
 def renew(sources: Mapping[str, Source] = MappingProxyType({})) -> None:
     """Forgets the user's own modules that were imported before this process was forked, all of them, if the file of one
-    was edited since, or one is another text than in ``sources``. What is unchanged stays: it is shared memory."""
+    was edited since, or one is another text than in ``sources``. What is unchanged stays: it is shared memory. Where
+    this process was not forked its modules are its own, and nothing is forgotten."""
+    if os.getpid() == _PID:
+        return
     own = imported() if _at_fork is None else _at_fork
     if any(_is_edited(file) for file in own.values()) or any(
         name in own and _read(own[name]) != text_of(source) for name, source in sources.items()
