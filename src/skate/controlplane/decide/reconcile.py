@@ -177,7 +177,7 @@ def events(
         kind = "replica_died" if ending.ran else "start_failed"
         yield Happening(spec.app, spec.name, kind, ending.error, {"replica": ending.id})
     if before is None or before.version != after.version:
-        yield Happening(spec.app, spec.name, "updating", f"{after.target} replicas of version {after.version[:8]}")
+        yield Happening(spec.app, spec.name, "updating", f"{_counted(after.target)} of version {after.version[:8]}")
     elif before.config != after.config:
         yield Happening(spec.app, spec.name, "reconfiguring", f"configuration {after.config[:8]}, in place")
     if before is not None and before.version and before.target != after.target and not automatic:
@@ -185,7 +185,7 @@ def events(
         text = f"from {before.target} to {after.target} replicas, as wanted"
         yield Happening(spec.app, spec.name, "scaled", text, details)
     if after.settled and (before is None or not before.settled):
-        yield Happening(spec.app, spec.name, "healthy", f"all {after.target} replicas are ready")
+        yield Happening(spec.app, spec.name, "healthy", f"{_counted(after.target)} ready, as wanted")
     fails = before is not None and before.version == after.version and is_failing(spec, before)
     if is_failing(spec, after) and not fails:
         text = f"{after.failures.in_a_row} replicas failed to start in a row; {restart.last_line(after.failures.error)}"
@@ -194,3 +194,7 @@ def events(
     if restart.is_loop(after.failures, after.target) and not loops:
         text = f"{after.failures.recent} replicas ended within a minute; starts are slowed down"
         yield Happening(spec.app, spec.name, "crash_loop", text)
+
+
+def _counted(replicas: int) -> str:
+    return f"{replicas} replica{'s' * (replicas != 1)}"
