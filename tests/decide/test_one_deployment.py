@@ -377,3 +377,37 @@ def test_a_deployment_that_gave_up_is_not_called_healthy_while_it_sleeps() -> No
     desk.decide()
     assert published(desk.desired, Observed(), desk.memory, "memory:").deployments["a/A"].unavailable
     assert desk.status().status == "DEPLOY_FAILED"
+
+
+def test_while_a_version_cannot_start_the_former_one_is_healed() -> None:
+    """Its replicas die one by one otherwise, and in the end nobody serves."""
+    desk = Desk(deployment("a", "A", "v1", replicas=2))
+    desk.decide()
+    desk.ready("a/A#1", "a/A#2")
+    desk.decide()
+    former = desk.desired.apps["a"].spec
+    made = replace(desk.deploy(deployment("a", "A", "bad", replicas=2)), former=former)
+    desk.desired = Desired({"a": made})
+    desk.decide()
+    for number in range(3, 9):  # three tries for each replica
+        desk.dead(f"a/A#{number}", 1, "failed", "ValueError: no")
+        desk.decide()
+        if desk.plan.wake_at is not None and not desk.starts():
+            desk.now = desk.plan.wake_at
+            desk.decide()
+    assert desk.status().status == "DEPLOY_FAILED" and not desk.starts()
+    desk.dead("a/A#1", -9, "ready")
+    started = [one for one in desk.decide() if isinstance(one, StartReplica)]
+    assert started == [StartReplica("a/A#9", "a/A", former=True)]
+    desk.dead("a/A#2", -9, "ready")
+    desk.decide()
+    seen = published(desk.desired, Observed(grouped(desk.seen)), desk.memory, "memory:").deployments["a/A"]
+    assert not seen.replicas and seen.unavailable is None, "calls may wait for the former version"
+    desk.ready("a/A#10")
+    desk.ready("a/A#9")
+    assert desk.decide() == () and desk.status().status == "DEPLOY_FAILED"
+    shown = [one.version for one in desk.status().deployments["A"].replicas]
+    assert shown == ["v1", "v1"]
+    desk.deploy(deployment("a", "A", "v3", replicas=2))  # corrected
+    desk.decide()
+    assert all(not one.former for one in desk.plan.actions if isinstance(one, StartReplica)) and desk.starts()

@@ -17,6 +17,7 @@ from skate.controlplane.decide.load import Load
 from skate.controlplane.decide.publish import Published, deployment, published
 from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.restart import budget
+from skate.controlplane.decide.retire import is_there
 from skate.controlplane.decide.rollout import pace_of
 from skate.controlplane.decide.status import serve_status
 from skate.controlplane.decide.survey import OVERDUE_S, key_of
@@ -25,6 +26,7 @@ from skate.controlplane.decide.values import (
     STRIKES_MAX,
     DeploymentMemory,
     Desired,
+    Goal,
     Loaded,
     Memory,
     Observed,
@@ -124,6 +126,11 @@ class Simulation:
         assert target or not total or percent == 0, f"{spec.key} sleeps while a call waits"
         return target
 
+    def arrived(self, goal: Goal) -> Goal:
+        """A revision that is there has worked; nothing of a former one is needed any more."""
+        there = not goal.deleting and not goal.worked and is_there(goal, self.memory)
+        return replace(goal, worked=True, former=None) if there else goal
+
     def new_controller(self) -> None:
         """What the old one heard is lost; the new one must look at everything."""
         now = self.world.now
@@ -160,7 +167,7 @@ class Simulation:
         assert stored == plan.memory, "the memory changes when it is stored"
         self.memory = stored
         self.publish(dirty)
-        apps = {name: goal for name, goal in self.desired.apps.items() if name not in plan.gone}
+        apps = {name: self.arrived(goal) for name, goal in self.desired.apps.items() if name not in plan.gone}
         before, self.desired = self.desired, dataclasses.replace(self.desired, apps=apps)
         if not world.calm and self.chance.random() < 0.03:  # killed while it performed
             for action in plan.actions[: self.chance.randint(0, len(plan.actions))]:
@@ -223,7 +230,7 @@ class Simulation:
             count = sum(one.id not in stops for one in standing) + begun
             peak = max(target + pace_of(spec.options, target).surge, len(standing))
             assert count <= peak, f"{spec.key} has {count} replicas, {peak} are allowed"
-            self.check_budget(spec, revision, begun)
+            self.check_budget(spec, revision, sum(one.key == spec.key and not one.former for one in starts))
         for stop in (action for action in plan.actions if isinstance(action, StopReplica)):
             self.check_stop(stop)
         self.check_events(plan)
@@ -358,6 +365,9 @@ class Simulation:
             shown = status.applications[spec.app].deployments[spec.name].status
             if spec.version == BAD and self.target(spec, self.memory):
                 assert shown == "DEPLOY_FAILED", (key, shown)
+                former = self.desired.wanted[key].former
+                if former is not None and former.version not in (BAD, SHAKY):
+                    assert self.serving(key) == self.target(spec, self.memory), f"{key} is not kept alive"
                 assert self.serving(key) or not serving[key], f"{key} lost the old ones"
             else:
                 shaky = spec.version in (BAD, SHAKY) or spec.config == BAD_CONFIG

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from skate.controlplane.decide.retire import last_that_worked
 from skate.controlplane.decide.survey import key_of
 from skate.controlplane.decide.values import (
     Action,
@@ -137,7 +138,7 @@ class World:
         if isinstance(action, StartReplica):
             assert action.id not in self.replicas, f"{action.id} is started twice"
             wanted = desired.wanted[action.key]
-            spec = wanted.spec
+            spec = wanted.former if action.former and wanted.former is not None else wanted.spec
             made = Process(action.id, spec.key, spec.version, config=spec.config)
             made.grace = spec.options.graceful_shutdown_timeout_s
             self.replicas[action.id] = made
@@ -258,7 +259,8 @@ def random_goal(chance: random.Random, name: str, before: Goal | None, now: floa
     )
     if before is not None and chance.random() < 0.3:
         deployments = before.spec.deployments
-    return goal(name, *deployments, revision=int(now * 1000), at=now)
+    made = goal(name, *deployments, revision=int(now * 1000), at=now)
+    return replace(made, former=last_that_worked(before))
 
 
 def random_config(chance: random.Random, names: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from skate.controlplane.client import DeleteRequest, RollbackRequest, ScaleRequest
 from skate.controlplane.decide.changes import changes
 from skate.controlplane.decide.reconcile import gave_up
-from skate.controlplane.decide.retire import retiring
+from skate.controlplane.decide.retire import last_that_worked, retiring
 from skate.controlplane.decide.values import Goal, Happening, Order
 from skate.controlplane.state import State
 from skate.controlplane.store import Row, revision_row
@@ -61,6 +61,7 @@ class Applications:
                 by=by,
                 source=source,
                 retiring=retiring(before, app, state.memory),
+                former=last_that_worked(before),
             )
             text = f"revision {goal.revision}, {cause}" + (f" by {by}" if by else "")
             said = Happening(app.name, "", "deployed", text, {"revision": goal.revision})

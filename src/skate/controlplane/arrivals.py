@@ -32,7 +32,7 @@ class Arrivals:
         for name in {*names, *self._since}:
             goal = self._state.goals.get(name)
             if goal is not None and not goal.deleting and not goal.worked and is_there(goal, self._state.memory):
-                goal = replace(goal, worked=True)
+                goal = replace(goal, worked=True, former=None)
                 self._set(goal, revision_row(goal))
             if goal is None or goal.deleting or not goal.retiring:
                 self._since.pop(name, None)

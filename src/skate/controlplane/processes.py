@@ -79,14 +79,17 @@ class Processes:
 
     def _replica(self, action: StartReplica, desired: Desired) -> ProcessSpec:
         wanted = desired.wanted[action.key]
+        app, spec = wanted.goal.spec, wanted.spec
+        if action.former and wanted.former is not None and wanted.goal.former is not None:
+            app, spec = wanted.goal.former, wanted.former
         config = ReplicaConfig(
             id=action.id,
-            deployment=wanted.spec,
+            deployment=spec,
             address=address_of(action.id, self.place),
             controller=self._config.address,
-            sys_path=wanted.goal.spec.sys_path,
-            cwd=wanted.goal.spec.cwd,
-            sources=wanted.goal.spec.sources,
+            sys_path=app.sys_path,
+            cwd=app.cwd,
+            sources=app.sources,
         )
         return ProcessSpec(action.id, "replica", f"skate: replica {action.id}", REPLICA_ENTRY, _encode(config))
 

@@ -118,7 +118,7 @@ class Store(Protocol):
 
 def revision_row(goal: Goal) -> Row:
     """The row that keeps a revision."""
-    return Row("revision", f"{goal.spec.name}/{goal.revision:012}", replace(goal, retiring=()))
+    return Row("revision", f"{goal.spec.name}/{goal.revision:012}", replace(goal, retiring=(), former=None))
 
 
 class MemoryStore:

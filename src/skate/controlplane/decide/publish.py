@@ -7,6 +7,7 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
+from skate.controlplane.decide import restart
 from skate.controlplane.decide.reconcile import gave_up
 from skate.controlplane.decide.restart import last_line
 from skate.controlplane.decide.status import Living, current, living_replicas
@@ -38,9 +39,19 @@ def published(desired: Desired, observed: Observed, memory: Memory, place: str) 
 def deployment(key: str, wanted: Wanted, observed: Observed, memory: Memory, place: str) -> DeploymentTarget:
     """One deployment as routers see it."""
     living = living_replicas(key, observed, memory)
-    target = target_of(wanted.spec, living, current(wanted.goal, wanted.spec, memory), place)
+    known = current(wanted.goal, wanted.spec, memory)
+    target = target_of(wanted.spec, living, known, place)
+    if target.unavailable is not None and known is not None and _former_comes(wanted, known):
+        target = replace(target, unavailable=None)
     chooser = request_router_of(wanted.goal.spec, wanted.spec)
     return replace(target, request_router=chooser) if chooser is not None else target
+
+
+def _former_comes(wanted: Wanted, memory: DeploymentMemory) -> bool:
+    """Whether the version that worked before is about to serve again, so that calls may wait for it."""
+    former = wanted.former
+    loops = restart.is_loop(memory.former_failures, memory.target)
+    return former is not None and former.version != wanted.spec.version and not loops
 
 
 def address_of(id: str, place: str) -> str:

@@ -25,6 +25,13 @@ def retiring(before: Goal | None, app: AppSpec, memory: Memory) -> tuple[AppSpec
     return tuple(found)
 
 
+def last_that_worked(before: Goal | None) -> AppSpec | None:
+    """What is kept alive should the next revision never start."""
+    if before is None or before.deleting:
+        return None
+    return before.spec if before.worked else before.former
+
+
 def is_there(goal: Goal, memory: Memory) -> bool:
     """Whether all deployments of this revision have come to what is wanted, so that former ones may go."""
     known = [memory.deployments.get(spec.key) for spec in goal.spec.deployments]

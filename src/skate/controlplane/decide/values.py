@@ -36,7 +36,8 @@ class Goal(msgspec.Struct, frozen=True):
 
     ``source``: the configuration that it was built from, None when a script deployed it. ``by``: who asked, in words.
     ``retiring``: of former revisions, oldest first, the deployments that this one does not have; they serve until it is
-    there (see ``retire``). ``worked``: it was there once, so it answers and is worth a rollback.
+    there (see ``retire``). ``worked``: it was there once, so it answers and is worth a rollback. ``former``: until
+    then the last revision that worked; should this one never start, replicas of that one are kept alive.
     """
 
     spec: AppSpec
@@ -48,6 +49,7 @@ class Goal(msgspec.Struct, frozen=True):
     source: AppConfig | None = None
     retiring: tuple[AppSpec, ...] = ()
     worked: bool = False
+    former: AppSpec | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -56,8 +58,11 @@ class Goal(msgspec.Struct, frozen=True):
 
     def wanted(self) -> dict[str, Wanted]:
         """Its deployments that shall run, by key."""
+        before = {spec.key: spec for spec in (self.former.deployments if self.former is not None else ())}
         return {
-            spec.key: Wanted(spec, self if app is self.spec else replace(self, spec=app))
+            spec.key: Wanted(spec, self, before.get(spec.key))
+            if app is self.spec
+            else Wanted(spec, replace(self, spec=app))
             for app in (() if self.deleting else (self.spec, *self.retiring))
             for spec in app.deployments
         }
@@ -86,10 +91,11 @@ class Order(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Wanted:
-    """One deployment that shall run."""
+    """One deployment that shall run. ``former``: as it was in the last revision that worked, if not in this one."""
 
     spec: DeploymentSpec
     goal: Goal
+    former: DeploymentSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -254,6 +260,7 @@ class DeploymentMemory(msgspec.Struct, frozen=True):
     course: Course = "UPDATING"
     automatic: bool = False  # the last change of the target was the autoscaler's
     failures: Failures = Failures()
+    former_failures: Failures = Failures()  # of the version that goes on because this one never started
     replicas: dict[str, ReplicaMemory] = {}
     scaling: ScalingMemory | None = None  # of one that scales with its load
 
@@ -282,10 +289,11 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class StartReplica(msgspec.Struct, frozen=True, tag=True):
-    """Start a replica of the deployment as it is wanted now."""
+    """Start a replica of the deployment as it is wanted now; ``former``: as it was when it last worked."""
 
     id: str
     key: str
+    former: bool = False
 
 
 class StopReplica(msgspec.Struct, frozen=True, tag=True):

@@ -11,10 +11,11 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
+from skate.controlplane.decide import restart
 from skate.controlplane.decide.autoscale import Capacity, Scaling, adjusted, autoscale
 from skate.controlplane.decide.fleet import FleetPlan, plan_proxies
 from skate.controlplane.decide.load import Load
-from skate.controlplane.decide.reconcile import Target, at_rest, reconcile
+from skate.controlplane.decide.reconcile import Target, at_rest, gave_up, reconcile
 from skate.controlplane.decide.survey import OVERDUE_S, Survey, adopted, complete_at, ordinal_of, strangers, survey
 from skate.controlplane.decide.values import (
     PROXIES,
@@ -69,6 +70,13 @@ def every_key(desired: Desired, observed: Observed, memory: Memory) -> list[str]
 def target_of(wanted: Wanted, capacity: float | None) -> Target:
     """How many replicas a deployment shall have."""
     return Target(adjusted(wanted.spec.options.replicas, capacity))
+
+
+def has_given_up(wanted: Wanted, memory: DeploymentMemory | None) -> bool:
+    """Whether this revision of a deployment never started and is not tried any more."""
+    if memory is None or memory.revision != wanted.goal.revision or memory.version != wanted.spec.version:
+        return False
+    return gave_up(wanted.spec, memory)
 
 
 class _Round:
@@ -136,7 +144,12 @@ class _Round:
         """Brings one deployment to what is wanted."""
         spec = wanted.spec
         target = self._target(wanted, found, before)
-        plan = reconcile(spec, wanted.goal.revision, target, found.standing, found.endings, before, self.now)
+        former = wanted.former
+        standing = found.standing
+        if former is not None and former.version != spec.version and has_given_up(wanted, before):
+            # Those that take the place of dead ones of the former version are not in vain.
+            standing = [one for one in standing if one.stage == "ready" or one.version != former.version]
+        plan = reconcile(spec, wanted.goal.revision, target, standing, found.endings, before, self.now)
         self.events.extend(plan.events)
         self._wake(key, plan.wake_at)
         for _ in range(plan.starts):
@@ -151,8 +164,25 @@ class _Round:
             )
             self.actions.append(Reconfigure(id, key))
         scaling = self.scalings.get(key)
-        memory = scaling.memory if scaling is not None else None
-        return plan.memory if plan.memory.scaling == memory else replace(plan.memory, scaling=memory)
+        memory = plan.memory
+        if former is not None and former.version != spec.version and has_given_up(wanted, memory):
+            memory = self._keep_alive(former, memory, found)
+        scaled = scaling.memory if scaling is not None else None
+        return memory if memory.scaling == scaled else replace(memory, scaling=scaled)
+
+    def _keep_alive(self, former: DeploymentSpec, memory: DeploymentMemory, found: Survey) -> DeploymentMemory:
+        """The wanted version never started and is not tried any more: what serves is healed as if it were wanted."""
+        dead = [ending for ending in found.endings if ending.version == former.version]
+        failures = restart.noted(memory.former_failures, len(dead), True, self.now, dead[-1].error if dead else "")
+        left = [one for one in found.standing if not found.replicas[one.id].stopping]
+        missing = memory.target - len(left)
+        next_at = restart.next_try_at(failures, memory.target, self.now)
+        if missing > 0 and next_at > self.now:
+            self._wake(former.key, next_at)
+        else:
+            for _ in range(missing):
+                self._start(former, found, former=True)
+        return memory if failures == memory.former_failures else replace(memory, former_failures=failures)
 
     def _target(self, wanted: Wanted, found: Survey, before: DeploymentMemory | None) -> Target:
         """How many replicas it shall have, by wish or by load."""
@@ -186,11 +216,11 @@ class _Round:
             for one in found.standing:
                 self._stop(one.id, found.replicas[one.id].grace_s, found)
 
-    def _start(self, spec: DeploymentSpec, found: Survey) -> None:
+    def _start(self, spec: DeploymentSpec, found: Survey, former: bool = False) -> None:
         ordinal, self.next_ordinal = self.next_ordinal, self.next_ordinal + 1
         id = f"{spec.key}#{ordinal}"
         found.replicas[id] = ReplicaMemory(spec.version, ordinal, spec.options.graceful_shutdown_timeout_s)
-        self.actions.append(StartReplica(id, spec.key))
+        self.actions.append(StartReplica(id, spec.key, former))
 
     def _stop(self, id: str, grace_s: float, found: Survey) -> None:
         found.replicas[id] = replace(found.replicas[id], stop_by=self.now + grace_s + OVERDUE_S)
