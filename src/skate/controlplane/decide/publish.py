@@ -49,9 +49,7 @@ def deployment(key: str, wanted: Wanted, observed: Observed, memory: Memory, pla
 
 def _former_comes(wanted: Wanted, memory: DeploymentMemory) -> bool:
     """Whether the version that worked before is about to serve again, so that calls may wait for it."""
-    former = wanted.former
-    loops = restart.is_loop(memory.former_failures, memory.target)
-    return former is not None and former.version != wanted.spec.version and not loops
+    return wanted.former is not None and not restart.is_loop(memory.former_failures, memory.target)
 
 
 def address_of(id: str, place: str) -> str:

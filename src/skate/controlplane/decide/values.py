@@ -59,10 +59,13 @@ class Goal(msgspec.Struct, frozen=True):
     def wanted(self) -> dict[str, Wanted]:
         """Its deployments that shall run, by key."""
         before = {spec.key: spec for spec in (self.former.deployments if self.former is not None else ())}
+
+        def former(spec: DeploymentSpec) -> DeploymentSpec | None:
+            known = before.get(spec.key)
+            return known if known is not None and known.version != spec.version else None
+
         return {
-            spec.key: Wanted(spec, self, before.get(spec.key))
-            if app is self.spec
-            else Wanted(spec, replace(self, spec=app))
+            spec.key: Wanted(spec, self, former(spec)) if app is self.spec else Wanted(spec, replace(self, spec=app))
             for app in (() if self.deleting else (self.spec, *self.retiring))
             for spec in app.deployments
         }
@@ -91,7 +94,7 @@ class Order(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Wanted:
-    """One deployment that shall run. ``former``: as it was in the last revision that worked, if not in this one."""
+    """One deployment that shall run. ``former``: as it last worked, where that is another version."""
 
     spec: DeploymentSpec
     goal: Goal

@@ -146,7 +146,7 @@ class _Round:
         target = self._target(wanted, found, before)
         former = wanted.former
         standing = found.standing
-        if former is not None and former.version != spec.version and has_given_up(wanted, before):
+        if former is not None and has_given_up(wanted, before):
             # Those that take the place of dead ones of the former version are not in vain.
             standing = [one for one in standing if one.stage == "ready" or one.version != former.version]
         plan = reconcile(spec, wanted.goal.revision, target, standing, found.endings, before, self.now)
@@ -165,7 +165,7 @@ class _Round:
             self.actions.append(Reconfigure(id, key))
         scaling = self.scalings.get(key)
         memory = plan.memory
-        if former is not None and former.version != spec.version and has_given_up(wanted, memory):
+        if former is not None and has_given_up(wanted, memory):
             memory = self._keep_alive(former, memory, found)
         scaled = scaling.memory if scaling is not None else None
         return memory if memory.scaling == scaled else replace(memory, scaling=scaled)
